@@ -1,0 +1,85 @@
+"""What a pipeline, the slot and the process say about themselves, to logs, metrics, pages and people alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class PipelineState(StrEnum):
+    """Where a pipeline stands."""
+
+    WAITING = "waiting"  # for the model, the destination, or older writers
+    BACKFILLING = "backfilling"  # a reconcile scan is under way
+    READY = "ready"  # in step with the stream
+    PAUSED = "paused"  # changes are queued durably, none is embedded
+    ERROR = "error"  # needs mending; `reason` says how
+    DETACHED = "detached"  # its table left the publication; the destination is no longer maintained
+
+
+class SlotState(StrEnum):
+    """Where the consumer stands with its replication slot."""
+
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    STANDBY = "standby"  # another instance holds the slot
+    PUBLICATION_MISSING = "publication_missing"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """One row of ``kbstat``, and what stands beside it in ``status --json`` and the metrics.
+
+    ``unprocessed_rows`` counts unique rows waiting or in flight. ``scans_completed`` is None for table sources.
+    ``lag_seconds`` is the age of the oldest commit not yet embedded, 0 when there is none.
+    """
+
+    pipeline: str
+    mode: str = "Background"  # Live, Background, Disabled
+    source_type: str = "table"
+    model: str = ""
+    state: PipelineState = PipelineState.WAITING
+    reason: str = ""
+    unprocessed_rows: int = 0
+    scans_completed: int | None = None
+    source_records: int = 0
+    embeddings: int = 0
+    lag_seconds: float = 0.0
+    errors: int = 0
+    backfill_done: int = 0
+    backfill_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """The replication slot as last seen. Sizes are bytes; ``safe_bytes`` is None where the server sets no limit."""
+
+    name: str
+    state: SlotState = SlotState.CONNECTING
+    reason: str = ""
+    lag_bytes: int = 0  # server's WAL position minus the acknowledged position
+    retained_bytes: int = 0  # server's WAL position minus restart_lsn
+    safe_bytes: int | None = None
+    oldest_unacked_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """One line of ``/healthz``. ``status`` is ok, warn or error."""
+
+    name: str
+    status: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Everything at one moment: immutable, so that any thread may read it."""
+
+    slot: SlotStatus
+    pipelines: tuple[PipelineStatus, ...] = ()
+    checks: tuple[HealthCheck, ...] = ()
+    inflight_requests: int = 0
+    recent_errors: tuple[dict[str, object], ...] = field(default=())

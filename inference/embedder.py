@@ -1,0 +1,65 @@
+"""What every runtime promises: texts in, one unit-free float32 vector each out, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""Shape ``(texts, dimension)``, C-contiguous, finite, no zero rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a runtime can take in one request.
+
+    ``max_rows`` and ``max_padded_tokens`` bound a request (longest text times rows); ``max_tokens`` is where the model
+    truncates a text; ``concurrency`` is how many requests it serves at once to any profit.
+    """
+
+    max_rows: int
+    max_padded_tokens: int
+    max_tokens: int
+    concurrency: int
+
+
+class Embedder(Protocol):
+    """A model on a runtime."""
+
+    runtime: str
+    model: str
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors. Known once :meth:`start` has returned."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds for one request. Known once :meth:`start` has returned."""
+        ...
+
+    async def start(self) -> None:
+        """Load or reach the model and learn its dimension.
+
+        Raises:
+            inference.errors.ModelUnavailable: not now; try again later.
+            inference.errors.ModelMisconfigured: never, until a person mends it.
+        """
+        ...
+
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+        """Return one vector per text, in order; ``query`` marks a search question, not a document.
+
+        Raises:
+            inference.errors.EmbedError: one of its kinds, by what can be done next.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...
