@@ -29,3 +29,12 @@ def load(file: str) -> dict[str, str]:
 def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
     """Return the query ``name`` of ``file`` with its placeholders filled."""
     return sql.SQL(cast(LiteralString, load(file)[name])).format(**parts)
+
+
+def bound(file: str, name: str, **parts: sql.Composable) -> sql.SQL:
+    """Return the same as :func:`query` for a query that takes parameters: a per cent sign in a part stands for itself."""
+    escaped = {
+        key: sql.SQL(cast(LiteralString, part.as_string(None).replace("%", "%%"))) for key, part in parts.items()
+    }
+    text = query(file, name, **escaped).as_string(None)
+    return sql.SQL(cast(LiteralString, text.replace("{", "{{").replace("}", "}}")))

@@ -1,0 +1,370 @@
+"""The dirty keys of one pipeline: which rows differ from their embeddings, and the newest we know of each.
+
+Two lanes wait: *stream* (changes from the WAL, in order of arrival) and *found* (differences a reconcile scan came upon),
+which gives way. A key stands in one lane only, the newest change of it wins, and a key whose work is in flight is held
+back until that work is done, so that two writes of one row never race.
+
+Memory: an entry that carries its text is an :class:`Entry`; once the text budget is spent only the key is held, and the
+value in the table is the :class:`~cdc.flow.ledger.Commit` itself, at no further object. Such a key is read again from
+its table when its turn comes. A million keys take about 90 MB.
+
+Generations: entries are taken from a dictionary that is only drained, by one iterator, while new keys go to another.
+Removing from the front of a dictionary over and over would cost quadratic time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import islice
+
+from cdc.flow.ledger import Commit
+from cdc.rows import Key
+
+
+class Kind(IntEnum):
+    """What is known of a dirty key."""
+
+    INSERT = 0  # its text came with the change, and there was no such row before
+    UPDATE = 1  # its text came with the change
+    DELETE = 2  # the row is gone as of the commit
+    REREAD = 3  # only that it changed: read it from the table, once the commit is visible
+    FOUND = 4  # a scan found its text to differ
+
+
+class Claim:
+    """Stands in for a commit where work does not come from the stream: counts what is unsettled of a page or a load."""
+
+    __slots__ = ("lsn", "outstanding", "time_us", "xid")
+
+    def __init__(self, lsn: int = 0) -> None:
+        self.lsn = lsn
+        self.xid = 0
+        self.time_us = 0
+        self.outstanding = 0
+
+
+Receipt = Commit | Claim
+
+
+class Entry:
+    """A dirty key's newest state. ``since_us`` is the commit time of the oldest change it stands for."""
+
+    __slots__ = ("kind", "receipt", "since_us", "text")
+
+    def __init__(self, kind: Kind, text: bytes | None, receipt: Receipt, since_us: int) -> None:
+        self.kind = kind
+        self.text = text
+        self.receipt = receipt
+        self.since_us = since_us
+
+
+Value = Entry | Commit
+
+
+@dataclass(slots=True)
+class Work:
+    """A key taken to be worked on. ``lsn`` is the version its write carries; ``hash`` is set once the text is known."""
+
+    key: Key
+    kind: Kind
+    text: bytes | None
+    receipt: Receipt
+    since_us: int
+    lsn: int
+    hash: bytes = b""
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Budget:
+    """What pending work may hold, shared by all pipelines of a process. Counts are of now, limits of the settings."""
+
+    max_text_bytes: int
+    max_rows: int
+    text_bytes: int = 0
+    rows: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether so many keys are pending that some must go to the durable queue."""
+        return self.rows >= self.max_rows
+
+
+class DirtyKeys:
+    """The dirty keys of one pipeline. Not thread-safe: the caller holds a lock."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._filling: dict[Key, Value] = {}
+        self._draining: dict[Key, Value | None] = {}
+        self._drain: Iterator[Key] = iter(())
+        self._drained = 0
+        self._held: dict[Key, Value] = {}
+        self._found: dict[Key, Entry] = {}
+        self._inflight: set[Key] = set()
+        self._truncation: Commit | None = None
+
+    # -- arriving ---------------------------------------------------------------------------------------------------
+
+    def mark(self, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> bool:
+        """Note a change of ``key`` by ``commit``; tell whether it overtook one that was pending."""
+        budget = self._budget
+        commit.outstanding += 1
+        value: Value = commit
+        if kind is not Kind.REREAD:
+            size = len(text) if text is not None else 0
+            if budget.text_bytes + size <= budget.max_text_bytes:
+                value = Entry(kind, text, commit, commit.time_us)
+                budget.text_bytes += size
+        if self._found and key in self._found:
+            # What the scan read may be newer than this change, or differ without any event: look again.
+            self._release(self._found.pop(key))
+            value = self._forget_text(value, commit)
+        if self._draining:
+            old = self._draining.get(key)
+            if old is not None:
+                self._draining[key] = self._overtake(old, value)
+                return True
+        if self._held:
+            old = self._held.get(key)
+            if old is not None:
+                self._held[key] = self._overtake(old, value)
+                return True
+        old = self._filling.get(key)
+        if old is not None:
+            self._filling[key] = self._overtake(old, value)
+            return True
+        self._filling[key] = value
+        budget.rows += 1
+        return False
+
+    def load(self, key: Key, claim: Claim) -> bool:
+        """Take ``key`` up from the durable queue, unless it is known already; tell whether it was taken."""
+        if self._is_known(key):
+            return False
+        claim.outstanding += 1
+        self._filling[key] = Entry(Kind.REREAD, None, claim, 0)
+        self._budget.rows += 1
+        return True
+
+    def found(self, key: Key, text: bytes | None, claim: Claim) -> None:
+        """Note that a scan found ``key`` to differ, with this text (None: read it when its turn comes)."""
+        old = self._pending(key)
+        if old is not None:  # the pending change may carry an older text than the scan saw: look again
+            self._replace(key, self._forget_text(old, old if isinstance(old, Commit) else old.receipt))
+            return
+        if key in self._found:
+            return
+        claim.outstanding += 1
+        self._found[key] = Entry(Kind.FOUND, text, claim, 0)
+        self._budget.rows += 1
+        self._budget.text_bytes += len(text) if text else 0
+
+    def truncate(self, commit: Commit) -> None:
+        """Note that ``commit`` empties the table: all that is pending from before it is void."""
+        self.clear()
+        if self._truncation is not None:
+            self._truncation.outstanding -= 1
+        commit.outstanding += 1
+        self._truncation = commit
+
+    # -- leaving ----------------------------------------------------------------------------------------------------
+
+    @property
+    def truncation(self) -> Commit | None:
+        """A truncation that is due. Nothing can be taken until :meth:`truncated`."""
+        return self._truncation
+
+    def truncated(self, commit: Commit) -> None:
+        """Note that the destination holds nothing older than ``commit``."""
+        commit.outstanding -= 1
+        if self._truncation is commit:
+            self._truncation = None
+
+    def take(self, rows: int, text_bytes: int) -> list[Work]:
+        """Take up to ``rows`` stream keys, oldest first, of about ``text_bytes`` of text; at least one if any is free."""
+        works: list[Work] = []
+        if self._truncation is not None:
+            return works
+        size = 0
+        inflight = self._inflight
+        while len(works) < rows and size < text_bytes:
+            key, value = self._next()
+            if value is None:
+                break
+            if key in inflight:
+                self._held[key] = value
+                continue
+            work = self._work(key, value)
+            size += len(work.text) if work.text is not None else 0
+            inflight.add(key)
+            works.append(work)
+        return works
+
+    def take_found(self, rows: int, text_bytes: int) -> list[Work]:
+        """Take up to ``rows`` keys that a scan found, skipping those in flight."""
+        works: list[Work] = []
+        size = 0
+        if self._truncation is None:
+            for key in list(islice(self._found, rows)):
+                if size >= text_bytes:
+                    break
+                if key in self._inflight:
+                    continue
+                entry = self._found.pop(key)
+                work = self._work(key, entry)
+                size += len(work.text) if work.text is not None else 0
+                self._inflight.add(key)
+                works.append(work)
+        return works
+
+    def settle(self, work: Work) -> None:
+        """Note that ``work`` is done, durably, one way or another."""
+        work.receipt.outstanding -= 1
+        self._land(work.key)
+
+    def requeue(self, work: Work, kind: Kind | None = None) -> None:
+        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void."""
+        key = work.key
+        self._land(key)
+        if self._pending(key) is not None:
+            work.receipt.outstanding -= 1
+            return
+        again = work.kind if kind is None else kind
+        keep = again is not Kind.REREAD
+        entry = Entry(again, work.text if keep else None, work.receipt, work.since_us)
+        if again is Kind.FOUND:
+            self._found[key] = entry
+        else:
+            self._filling[key] = entry
+        self._budget.rows += 1
+        self._budget.text_bytes += len(entry.text) if entry.text is not None else 0
+
+    def spill(self, rows: int) -> list[Work]:
+        """Take up to ``rows`` stream keys out to be queued durably; the caller settles or requeues them.
+
+        They count as in flight meanwhile, so that none is embedded while it is being moved.
+        """
+        works: list[Work] = []
+        while len(works) < rows:
+            key, value = self._next()
+            if value is None:
+                break
+            if key in self._inflight:
+                self._held[key] = value
+                continue
+            self._inflight.add(key)
+            works.append(self._work(key, value))
+        return works
+
+    def clear(self) -> None:
+        """Void all that is pending. What is in flight stays."""
+        for lane in (self._filling, self._held, self._found):
+            for value in lane.values():
+                self._release(value)
+            lane.clear()
+        for rest in self._draining.values():
+            if rest is not None:
+                self._release(rest)
+        self._draining, self._drain, self._drained = {}, iter(()), 0
+
+    def disconnect(self) -> None:
+        """Void what came from a connection that ended: its unacknowledged commits will be sent again."""
+        self.clear()
+        self._truncation = None
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def stream_rows(self) -> int:
+        """Keys pending in the stream lane."""
+        return len(self._filling) + len(self._held) + len(self._draining) - self._drained
+
+    @property
+    def found_rows(self) -> int:
+        """Keys pending that a scan found."""
+        return len(self._found)
+
+    @property
+    def inflight_rows(self) -> int:
+        """Keys being worked on."""
+        return len(self._inflight)
+
+    @property
+    def rows(self) -> int:
+        """Unique keys that are pending or in flight."""
+        return self.stream_rows + self.found_rows + len(self._inflight) - len(self._held)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[Key, Value | None]:
+        while True:
+            for key in self._drain:
+                value = self._draining[key]
+                if value is not None:
+                    self._draining[key] = None
+                    self._drained += 1
+                    return key, value
+                # Already taken or replaced: counted when it was.
+            if not self._filling:
+                self._draining, self._drained = {}, 0
+                return b"", None
+            self._draining, self._filling = self._filling, {}
+            self._drain, self._drained = iter(self._draining), 0
+
+    def _work(self, key: Key, value: Value) -> Work:
+        self._budget.rows -= 1
+        if isinstance(value, Commit):
+            return Work(key, Kind.REREAD, None, value, value.time_us, value.lsn)
+        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
+        return Work(key, value.kind, value.text, value.receipt, value.since_us, value.receipt.lsn)
+
+    def _land(self, key: Key) -> None:
+        self._inflight.discard(key)
+        if self._held:
+            value = self._held.pop(key, None)
+            if value is not None:
+                self._filling[key] = value
+
+    def _pending(self, key: Key) -> Value | None:
+        return self._draining.get(key) or self._held.get(key) or self._filling.get(key)
+
+    def _is_known(self, key: Key) -> bool:
+        return self._pending(key) is not None or key in self._inflight
+
+    def _replace(self, key: Key, value: Value) -> None:
+        if self._draining.get(key) is not None:
+            self._draining[key] = value
+        elif key in self._held:
+            self._held[key] = value
+        else:
+            self._filling[key] = value
+
+    def _overtake(self, old: Value, new: Value) -> Value:
+        if isinstance(old, Commit):
+            old.outstanding -= 1
+            return new
+        old.receipt.outstanding -= 1
+        self._budget.text_bytes -= len(old.text) if old.text is not None else 0
+        if isinstance(new, Entry):
+            if old.since_us:
+                new.since_us = old.since_us
+            if new.kind is Kind.INSERT and old.kind is not Kind.INSERT:
+                new.kind = Kind.UPDATE  # an embedding of the row's former life may stand
+        return new
+
+    def _forget_text(self, value: Value, receipt: Receipt) -> Value:
+        if isinstance(value, Commit):
+            return value
+        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
+        return Entry(Kind.REREAD, None, receipt, value.since_us)
+
+    def _release(self, value: Value) -> None:
+        self._budget.rows -= 1
+        if isinstance(value, Commit):
+            value.outstanding -= 1
+            return
+        value.receipt.outstanding -= 1
+        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
