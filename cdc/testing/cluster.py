@@ -20,20 +20,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
-import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cdc.testing.binaries import Account, ClusterError, find_binaries, server_account
+from cdc.testing.database import Database
 
 USER: Final = "postgres"
 PORTS: Final = range(20_000, 32_000)  # below the ephemeral range, so that a stopped server's port stays free
+_STOP_SIGNALS: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 StopMode = Literal["smart", "fast", "immediate"]
 
 _SETTINGS: Final[dict[str, str]] = {
@@ -54,14 +53,16 @@ _GUARD: Final = 'read -r _; "$1" stop -D "$2" -m immediate -t 20 >/dev/null 2>&1
 class Cluster:
     """One PostgreSQL server and its data directory. Make it by :meth:`create`; a context manager that destroys it."""
 
-    def __init__(self, major: str, binaries: Path, data_dir: Path, account: Account, port: int, password: str) -> None:
+    def __init__(self, major: str, binaries: Path, account: Account, data_dir: Path, temporary: Path | None) -> None:
         self.major = major
         self.data_dir = data_dir
-        self.port = port
+        self.port = _free_port()
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self._binaries = binaries
         self._account = account
-        self._password = password
+        self._temporary = temporary
+        self._password = secrets.token_urlsafe(16)
+        self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -87,12 +88,13 @@ class Cluster:
         """
         binaries, account = find_binaries(version), server_account()
         temporary = None if data_dir else Path(tempfile.mkdtemp(prefix=f"walvec-pg{version}-"))
-        home = data_dir or _owned(temporary, account) / "data"
-        cluster = cls(version, binaries, home, account, _free_port(), secrets.token_urlsafe(16))
+        cluster = cls(version, binaries, account, data_dir or Path(f"{temporary}/data"), temporary)
         try:
+            if temporary:
+                cluster._give(temporary)
             cluster._initdb(fsync)
             cluster.configure({**_SETTINGS, **({} if fsync else _NO_FSYNC), **(settings or {})})
-            cluster._guard = cluster._start_guard(temporary)
+            cluster._guard = cluster._start_guard()
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -119,12 +121,7 @@ class Cluster:
     @property
     def pid(self) -> int | None:
         """The postmaster's process id; None when it is not running."""
-        try:
-            pid = int((self.data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
-            os.kill(pid, 0)
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            return None
-        return pid
+        return None if self._server is None or self._server.poll() is not None else self._server.pid
 
     def start(self, timeout: float = 60) -> Self:
         """Start the server and wait until it takes connections; after :meth:`kill`, also through its recovery.
@@ -133,15 +130,16 @@ class Cluster:
             ClusterError: it did not start within ``timeout`` seconds; with the end of its log.
         """
         deadline = time.monotonic() + timeout
-        while True:
-            seen = self.log_path.stat().st_size if self.log_path.exists() else 0
-            if self._pg_ctl("start", "-w", "-t", f"{timeout:.0f}", "-l", str(self.log_path)):
-                return self
+        while self.pid is None or self._state() != "ready":
+            if self.pid is None:
+                seen = self.log_path.stat().st_size
+                self._server = self._spawn()
+            time.sleep(0.005)
             # Children of a killed postmaster hold its shared memory until they notice, some milliseconds later.
-            orphans = "shared memory block" in self.log_path.read_text(errors="replace")[seen:]
-            if not orphans or time.monotonic() > deadline:
+            orphans = self.pid is None and b"shared memory block" in self.log_path.read_bytes()[seen:]
+            if (self.pid is None and not orphans) or time.monotonic() > deadline:
                 raise ClusterError(f"PostgreSQL {self.major} in {self.data_dir} did not start. {self.log_tail()}")
-            time.sleep(0.05)
+        return self
 
     def stop(self, mode: StopMode = "fast", timeout: float = 60) -> None:
         """Stop the server, as ``pg_ctl stop`` does; nothing where it is not running.
@@ -149,8 +147,15 @@ class Cluster:
         Raises:
             ClusterError: it was still running after ``timeout`` seconds.
         """
-        if self.pid is not None and not self._pg_ctl("stop", "-w", "-m", mode, "-t", f"{max(timeout, 1):.0f}"):
-            raise ClusterError(f"PostgreSQL {self.major} did not stop within {timeout:g} s. {self.log_tail()}")
+        if self._server is None:
+            return
+        self._server.send_signal(_STOP_SIGNALS[mode])
+        try:
+            self._server.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(
+                f"PostgreSQL {self.major} did not stop within {timeout:g} s. {self.log_tail()}"
+            ) from None
 
     def restart(self, mode: StopMode = "fast", timeout: float = 60) -> None:
         """Stop and start, on the same port."""
@@ -159,16 +164,13 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL the postmaster, as a crash would; :meth:`start` recovers. Returns when the process is gone."""
-        pid = self.pid
-        if pid is None:
-            return
-        os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while self.pid is not None and time.monotonic() < deadline:
-            time.sleep(0.002)
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
 
     def destroy(self) -> None:
         """Stop the server and remove its data, if that was temporary."""
+        self.stop("immediate" if self._temporary else "fast")
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait(timeout=60)
@@ -190,111 +192,73 @@ class Cluster:
 
     def log_tail(self, lines: int = 20) -> str:
         """The end of the server's log."""
-        if not self.log_path.exists():
-            return "It wrote no log."
         return "Its log ends:\n" + "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
     def create_database(self, name: str, template: str = "template1") -> Database:
         """Make a database; any name is fine, it is quoted."""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            query = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-            connection.execute(query.format(sql.Identifier(name), sql.Identifier(template)))
-        return Database(self, name)
-
-    def drop_database(self, name: str) -> None:
-        """Remove a database with whatever still uses it: its sessions, and its replication slots."""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            deadline = time.monotonic() + 20
-            while not _drop_slots(connection, name):
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"A replication slot of database {name} is still in use.")
-                time.sleep(0.01)
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        return Database.create(self, name, template)
 
     # --- programs -----------------------------------------------------------------------------------------------
 
     def _initdb(self, fsync: bool) -> None:
         self.data_dir.mkdir(mode=0o700)
-        _owned(self.data_dir, self._account)
-        _owned(self._touch(self.log_path), self._account)
+        self._give(self.data_dir)
+        self.log_path.touch(mode=0o600)
         # initdb reads the password from a file; the read end of a pipe is one that leaves no trace on disk.
         reader, writer = os.pipe()
         os.write(writer, self._password.encode() + b"\n")
         os.close(writer)
         if self._account.is_other:
             os.fchown(reader, self._account.uid, self._account.gid)
-        command = [self.bin("initdb"), "-D", self.data_dir, "-U", USER, "-A", "scram-sha-256"]
+        command = [str(self.bin("initdb")), "-D", str(self.data_dir), "-U", USER, "-A", "scram-sha-256"]
         command += [f"--pwfile=/dev/fd/{reader}", "-E", "UTF8", "--locale=C.UTF-8", *([] if fsync else ["--no-sync"])]
         try:
-            done = self._run(command, pass_fds=(reader,))
+            subprocess.run(command, check=True, capture_output=True, pass_fds=(reader,), **self._environment())
+        except subprocess.CalledProcessError as error:
+            why = (error.stderr or error.stdout).decode(errors="replace").strip()
+            raise ClusterError(f"initdb could not make {self.data_dir}: {why}") from None
         finally:
             os.close(reader)
-        if done.returncode != 0:
-            raise ClusterError(f"initdb could not make {self.data_dir}: {done.stdout.decode(errors='replace').strip()}")
 
-    def _pg_ctl(self, action: str, *arguments: str) -> bool:
-        options = ["-o", f"-p {self.port}"] if action == "start" else []
-        return self._run([self.bin("pg_ctl"), action, "-D", self.data_dir, *arguments, *options]).returncode == 0
+    def _give(self, path: Path) -> None:
+        """Make the server's account the owner of ``path``."""
+        if self._account.is_other:
+            os.chown(path, self._account.uid, self._account.gid)
 
-    def _run(self, command: list[Any], **arguments: Any) -> subprocess.CompletedProcess[bytes]:
-        # The working directory may be closed to the server's account, and LANG may name a locale that is not here.
-        with tempfile.TemporaryFile() as output:  # not a pipe: the server inherits it and would hold it open
-            done = subprocess.run(
-                command,
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A child of ours, not pg_ctl's daemon: when it dies we learn of it at once, and no zombie blocks a restart.
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [self.bin("postgres"), "-D", self.data_dir, "-p", str(self.port)],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
-                **self._account.popen_arguments(),
-                **arguments,
+                start_new_session=True,  # Ctrl-C on the terminal is for us
+                **self._environment(),
             )
-            output.seek(0)
-            return subprocess.CompletedProcess(command, done.returncode, output.read())
 
-    def _start_guard(self, temporary: Path | None) -> subprocess.Popen[bytes]:
+    def _state(self) -> str:
+        """What the running postmaster says of itself in the last line of its lock file: ``starting``, ``ready``."""
+        try:
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return ""
+        return lines[7].strip() if len(lines) > 7 and lines[0] == str(self.pid) else ""
+
+    def _environment(self) -> dict[str, Any]:
+        # The working directory may be closed to the server's account, and LANG may name a locale that is not here.
+        variables = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+        return {"cwd": "/", "env": variables, **self._account.popen_arguments()}
+
+    def _start_guard(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "walvec-guard", self.bin("pg_ctl"), self.data_dir, str(temporary or "")],
+            ["/bin/sh", "-c", _GUARD, "walvec-guard", self.bin("pg_ctl"), self.data_dir, str(self._temporary or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C on the terminal is for us, and the guard's work comes after it
-            **self._account.popen_arguments(),
+            start_new_session=True,  # Ctrl-C is for us, and the guard's work comes after it
+            **self._environment(),
         )
-
-    @staticmethod
-    def _touch(path: Path) -> Path:
-        path.touch(mode=0o600)
-        return path
-
-
-@dataclass(frozen=True, slots=True)
-class Database:
-    """One database of a cluster."""
-
-    cluster: Cluster
-    name: str
-
-    @property
-    def url(self) -> str:
-        """``postgresql://`` URL, as the superuser."""
-        return self.cluster.url(self.name)
-
-    def dsn(self, **parameters: Any) -> str:
-        """libpq connection string; ``parameters`` are added or win."""
-        return self.cluster.dsn(self.name, **parameters)
-
-    def connect(self, **parameters: Any) -> psycopg.Connection[Any]:
-        """A new connection in autocommit mode; ``parameters`` are libpq's."""
-        return psycopg.connect(self.dsn(**parameters), autocommit=True)
-
-
-def _owned(path: Path | None, account: Account) -> Path:
-    assert path is not None
-    if account.is_other:
-        os.chown(path, account.uid, account.gid)
-    return path
 
 
 def _free_port() -> int:
@@ -308,19 +272,3 @@ def _free_port() -> int:
                 continue
             return port
     raise ClusterError(f"No free TCP port among 200 tried between {PORTS.start} and {PORTS.stop}.")
-
-
-def _drop_slots(connection: psycopg.Connection[Any], database: str) -> bool:
-    """Try to drop every slot of ``database``; False while some consumer still holds one."""
-    slots = connection.execute(
-        "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s", (database,)
-    ).fetchall()
-    for slot, holder in slots:
-        if holder is not None:
-            connection.execute("SELECT pg_terminate_backend(%s)", (holder,))
-            continue
-        try:
-            connection.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
-        except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
-            continue  # somebody was faster; the next look tells
-    return not slots
