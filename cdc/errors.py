@@ -70,3 +70,11 @@ class DecodeError(WalvecError):
 
 class PipelineFault(WalvecError):
     """One pipeline cannot go on until something is mended; the others are not touched by it."""
+
+
+class UnknownPipeline(WalvecError):
+    """No pipeline has the name that was asked for."""
+
+
+class RowRefused(WalvecError):
+    """The database refused a value of a batch: some row of it is at fault."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cdc.status import EngineStatus
@@ -46,3 +46,39 @@ class Observer(Protocol):
 
     def publish(self, status: EngineStatus) -> None:
         """The state of everything, at least every second."""
+
+
+class EngineView(Protocol):
+    """What the HTTP server asks of the engine. Called from threads other than the engine's, also while it is stuck."""
+
+    def status(self) -> EngineStatus:
+        """Return the latest snapshot at once: never blocks, never does input or output."""
+        ...
+
+    def heartbeat_age_s(self) -> float:
+        """Return the seconds since the engine's loop last turned. Never blocks."""
+        ...
+
+    def search(
+        self,
+        pipeline: str,
+        *,
+        query: str | None,
+        vector: Sequence[float] | None,
+        k: int,
+        filter: Mapping[str, object] | None,
+    ) -> list[dict[str, object]]:
+        """Return up to ``k`` rows nearest to ``query`` or ``vector`` (one is None), nearest first. May block.
+
+        Each is ``{"key": {column: value}, "distance": float, "content": str or None}``.
+
+        Raises:
+            cdc.errors.UnknownPipeline: no pipeline has this name.
+            cdc.errors.ConfigError: the request does not fit the pipeline (dimension, filter).
+            cdc.errors.Unavailable: the model or the database is away.
+        """
+        ...
+
+    def sync(self, timeout_s: float) -> bool:
+        """Wait until all that was committed before the call is settled; False when time ran out. Blocks."""
+        ...

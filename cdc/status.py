@@ -51,6 +51,32 @@ class PipelineStatus:
     backfill_done: int = 0
     backfill_total: int = 0
 
+    @property
+    def is_volume(self) -> bool:
+        """Whether the source is a volume of files rather than a table."""
+        return self.source_type.lower() == "volume"
+
+    @property
+    def pending_rows(self) -> int:
+        """``unprocessed_rows`` as it is reported: a disabled pipeline captures nothing, so nothing waits."""
+        return 0 if self.mode.lower() == "disabled" else self.unprocessed_rows
+
+    def to_json(self, lag_bytes: int) -> dict[str, object]:
+        """Return this pipeline's object of ``status --json``."""
+        return {
+            "knowledge_base": self.pipeline,
+            "auto_processing": self.mode,
+            "source_type": self.source_type,
+            "unprocessed_rows": None if self.is_volume else self.pending_rows,
+            "scans_completed": (self.scans_completed or 0) if self.is_volume else None,
+            "source_records": self.source_records,
+            "embeddings": self.embeddings,
+            "status": self.state.value,
+            "lag_seconds": self.lag_seconds,
+            "lag_bytes": lag_bytes,
+            "errors": self.errors,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
@@ -83,3 +109,11 @@ class EngineStatus:
     checks: tuple[HealthCheck, ...] = ()
     inflight_requests: int = 0
     recent_errors: tuple[dict[str, object], ...] = field(default=())
+
+    def to_json(self) -> list[dict[str, object]]:
+        """Return ``status --json``: one object per pipeline, each a row of ``kbstat`` and how it fares.
+
+        As in ``kbstat``, ``unprocessed_rows`` is null for volumes and ``scans_completed`` for tables.
+        ``lag_bytes`` is the slot's, which all pipelines share.
+        """
+        return [p.to_json(self.slot.lag_bytes) for p in self.pipelines]

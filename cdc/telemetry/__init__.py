@@ -1,0 +1,1 @@
+"""What walvec says about itself: metrics for Prometheus, structured logs for people and collectors."""
