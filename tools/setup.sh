@@ -1,0 +1,74 @@
+#!/bin/sh
+# What the Makefile needs and a new machine lacks. `tools/setup.sh venv` makes .venv/ with the walvec command;
+# `tools/setup.sh postgres15` installs PostgreSQL 15, the oldest version the tests run on, where it is missing.
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# Runs a command as root: directly, or by sudo, which may ask for a password only where somebody can answer.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null && [ -t 0 ]; then
+        sudo "$@"
+    else
+        sudo -n "$@" 2>/dev/null
+    fi
+}
+
+# debian NEED PACKAGE...: installs packages, or says in one sentence how somebody else can.
+debian() {
+    need=$1
+    shift
+    how="$need is missing: run \`apt-get install $*\` as root"
+    command -v apt-get >/dev/null || fail "$need is missing and this is not a Debian system: install it${ELSE:-}."
+    as_root true || fail "$how${ELSE:-} (neither root nor sudo works here)."
+    echo "setup: installing $* ..."
+    log=$(mktemp)
+    if ! { as_root apt-get update -q && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy \
+        --no-install-recommends "$@"; } >"$log" 2>&1; then
+        tail -n 15 "$log" >&2
+        rm -f "$log"
+        fail "$how${ELSE:-} (apt-get failed, see above)."
+    fi
+    rm -f "$log"
+}
+
+venv() {
+    python=${PYTHON:-python3}
+    command -v "$python" >/dev/null || fail "$python is missing: install Python 3.11 or newer, or set PYTHON to one."
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$python is $("$python" -V): walvec needs Python 3.11 or newer; set PYTHON to one."
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        # Debian's python3 comes without ensurepip, and venv cannot do without it.
+        "$python" -c 'import ensurepip' 2>/dev/null || debian "Python's ensurepip" python3-venv
+        "$python" -m venv --clear .venv
+    fi
+    echo "setup: installing Python packages into .venv/ (the first time about a minute) ..."
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' ||
+        fail "pip could not install the packages, see above: is a package index reachable?"
+}
+
+postgres15() {
+    ELSE=", or set PG15_BIN to the folder of its programs"
+    [ -x "${PG15_BIN:-/usr/lib/postgresql/15/bin}/postgres" ] && return
+    [ -z "${PG15_BIN:-}" ] || fail "PG15_BIN is $PG15_BIN, and there is no postgres program in it."
+    conf=/etc/postgresql-common/createcluster.conf
+    if [ ! -e "$conf" ]; then
+        # Debian's package would start a server of its own on port 5432. The tests make theirs; leave the machine quiet.
+        debian "PostgreSQL 15" postgresql-common
+        as_root cp -p "$conf" "$conf.walvec"
+        trap 'as_root mv "$conf.walvec" "$conf"' EXIT
+        echo "create_main_cluster = false" | as_root tee -a "$conf" >/dev/null
+    fi
+    debian "PostgreSQL 15" postgresql-15
+}
+
+case ${1:-} in
+    venv | postgres15) "$1" ;;
+    *) fail "usage: tools/setup.sh venv|postgres15" ;;
+esac
