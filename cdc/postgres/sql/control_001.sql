@@ -1,8 +1,6 @@
 -- The control schema, version 1. {schema} is the control schema's name; WALVEC_SCHEMA sets it.
 
 -- name: create
-CREATE SCHEMA IF NOT EXISTS {schema};
-
 -- One row per migration that has been applied.
 CREATE TABLE {schema}.schema_version (
     version    int PRIMARY KEY,
