@@ -49,7 +49,7 @@ venv() {
         "$python" -m venv --clear .venv
     fi
     echo "setup: installing Python packages into .venv/ (the first time about a minute) ..."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' ||
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' ||
         fail "pip could not install the packages, see above: is a package index reachable?"
 }
 
