@@ -96,7 +96,6 @@ class Routes:
             ],
             exception_handlers={HTTPException: _http_error},
             lifespan=lifespan,
-            max_body_size=requests.MAX_BODY_BYTES,
         )
 
     async def _sample(self) -> None:
@@ -134,7 +133,7 @@ class Routes:
         return _json({"version": cdc.__version__, "checks": checks, **self._series.to_json(status)})
 
     async def _search(self, request: Request) -> Response:
-        asked = requests.search_request(await request.body())
+        asked = requests.search_request(await _body(request))
         found = await self._calls.run(
             partial(
                 self._view.search,
@@ -149,10 +148,20 @@ class Routes:
         return _json({"results": found})
 
     async def _sync(self, request: Request) -> Response:
-        timeout_s = requests.sync_timeout_s(await request.body())
+        timeout_s = requests.sync_timeout_s(await _body(request))
         if await self._calls.run(partial(self._view.sync, timeout_s), timeout_s + GRACE_S):
             return _json({"synced": True})
         raise TimedOut(f"Not everything committed before the call was embedded within {timeout_s:g} s.")
+
+
+async def _body(request: Request) -> bytes:
+    """Return the request's body, read no further than the limit, whatever ``Content-Length`` says or leaves out."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > requests.MAX_BODY_BYTES:
+            raise HTTPException(413)
+    return bytes(body)
 
 
 def _answering(route: str, handler: _Handler) -> _Handler:
@@ -165,6 +174,8 @@ def _answering(route: str, handler: _Handler) -> _Handler:
             raise
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
+        except asyncio.CancelledError:  # only the server's own end cancels a request
+            return _json({"error": "The server is stopping."}, 503)
         except Exception as fault:
             code = next((c for kind, c in _STATUS_CODES.items() if isinstance(fault, kind)), 500)
             if isinstance(fault, WalvecError | requests.BadRequest):

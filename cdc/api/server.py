@@ -68,6 +68,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=256,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=1,

@@ -157,16 +157,11 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            log = structlog.get_logger()
-            log.log(
-                record.levelno,
-                "library_log",
-                logger=record.name,
-                message=record.getMessage(),
-                exc_info=record.exc_info or None,
-            )
-        except Exception:  # as logging does: a library's malformed message is no reason to fail
-            self.handleError(record)
+            message = record.getMessage()
+        except Exception:  # arguments that do not fit; logging's own complaint would print them as they are
+            message = str(record.msg)
+        log = structlog.get_logger()
+        log.log(record.levelno, "library_log", logger=record.name, message=message, exc_info=record.exc_info or None)
 
 
 def _bridge(threshold: int) -> None:

@@ -22,7 +22,7 @@ _ASSIGNMENT = re.compile(rf"""({_NAME}["']?\s*[=:]\s*){_VALUE}""", re.IGNORECASE
 _SQL_PASSWORD = re.compile(r"(\bpassword\s+)'(?:''|[^'])*'?", re.IGNORECASE)  # ALTER ROLE … PASSWORD '…'
 _AUTHORIZATION = re.compile(r"\b(bearer|basic)\s+[\w\-.~+/=]{4,}", re.IGNORECASE)
 # With a colon before the first slash, up to the last @ of the word, for passwords with an unescaped @ or / in them.
-_USERINFO = re.compile(r"""(\b[a-z][a-z0-9+.\-]*://)(?:[^\s/"'<>]*:[^\s"'<>]*@|[^\s/?#"'<>]*@)""", re.IGNORECASE)
+_USERINFO = re.compile(r"""(\b[a-z][a-z0-9+.\-]*://)(?:[^\s/]*:\S*@|[^\s/?#"'<>]*@)""", re.IGNORECASE)
 # PostgreSQL quotes row values in these fields of its messages, over several lines where a value has some; HINT never
 # holds any. A traceback goes on after the exception's text with one of two sentences.
 _SERVER_FIELDS = re.compile(
