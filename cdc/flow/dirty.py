@@ -74,7 +74,7 @@ class Work:
     since_us: int
     lsn: int
     hash: bytes = b""
-    attempts: int = 0
+    tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -82,3 +82,9 @@ def rows(source: Source, fingerprint: bytes) -> sql.Composed:
         where=where,
         text=text_expression(source.text),
     )
+
+
+def plain_rows(source: Source) -> sql.Composed:
+    """Return the rows that the publication lets through, as a relation."""
+    where = sql.SQL("WHERE ({})").format(sql.SQL(source.row_filter)) if source.row_filter else sql.SQL("")  # type: ignore[arg-type]
+    return sql.SQL("(SELECT FROM {} {})").format(identifier(source.table), where)

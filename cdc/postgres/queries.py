@@ -1,11 +1,12 @@
 """Loads the named queries of the ``sql`` folder.
 
 A file holds blocks that open with ``-- name: …``. Placeholders in braces stand for identifiers and SQL fragments and
-are filled with :mod:`psycopg.sql`, never with string formatting; values are always bound.
+are filled with :mod:`psycopg.sql`, never with values; values are always bound.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import LiteralString, cast
@@ -31,10 +32,16 @@ def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
     return sql.SQL(cast(LiteralString, load(file)[name])).format(**parts)
 
 
-def bound(file: str, name: str, **parts: sql.Composable) -> sql.SQL:
-    """Return the same as :func:`query` for a query that takes parameters: a per cent sign in a part stands for itself."""
-    escaped = {
-        key: sql.SQL(cast(LiteralString, part.as_string(None).replace("%", "%%"))) for key, part in parts.items()
-    }
-    text = query(file, name, **escaped).as_string(None)
-    return sql.SQL(cast(LiteralString, text.replace("{", "{{").replace("}", "}}")))
+def bound(file: str, name: str, rendered: Mapping[str, str] | None = None, **parts: sql.Composable) -> sql.SQL:
+    """Return the same as :func:`query` for a query that takes parameters.
+
+    A per cent sign in one of ``parts`` stands for itself; ``rendered`` fragments hold parameters of their own.
+    """
+    text = {key: escaped(part) for key, part in parts.items()} | dict(rendered or {})
+    fragments = {key: sql.SQL(cast(LiteralString, part)) for key, part in text.items()}
+    return sql.SQL(cast(LiteralString, query(file, name, **fragments).as_string(None)))
+
+
+def escaped(part: sql.Composable) -> str:
+    """Return ``part`` for a query that takes parameters: its per cent signs doubled."""
+    return part.as_string(None).replace("%", "%%")

@@ -39,6 +39,8 @@ CREATE TABLE {schema}.pipelines (
     model          text NOT NULL DEFAULT '',
     dimension      int,
     fingerprint    bytea,
+    shape          text,               -- digests of the source's definition and storage when it was last looked at:
+    storage        text,               -- where they differ, rows may have changed with no event
     mode           text NOT NULL DEFAULT 'Background' CHECK (mode IN ('Live', 'Background', 'Disabled')),
     paused         boolean NOT NULL DEFAULT false,
     attached       boolean NOT NULL DEFAULT true,   -- false: its table left the publication

@@ -68,8 +68,8 @@ WITH fence AS MATERIALIZED (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
     WHERE {e_is_u}
-      AND NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-                      WHERE r.walvec_hash IS NOT NULL)
+      AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
+                                    WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
 ), {bookkeeping}
 
@@ -98,14 +98,14 @@ WITH fence AS MATERIALIZED (
     UPDATE {source} AS s SET {column} = NULL
     FROM mark, unnest({gone_arrays}) AS u ({keys})
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-    WHERE {s_is_u} AND r.now IS NULL AND s.{column} IS NOT NULL
+    WHERE {s_is_u} AND (%(force)s OR r.now IS NULL) AND s.{column} IS NOT NULL
     RETURNING 1
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
     WHERE {e_is_u}
-      AND NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-                      WHERE r.walvec_hash IS NOT NULL)
+      AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
+                                    WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
 ), {bookkeeping}
 
@@ -235,11 +235,63 @@ WITH fence AS MATERIALIZED (
 )
 SELECT (SELECT embeddings FROM counted), (SELECT count(*) FROM removed), (SELECT count(*) FROM dequeued)
 
+-- name: enqueue
+-- Keys go to the durable queue; the newest version of each stays. `xmax = 0` tells new rows from overtaken ones.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
+), queued AS (
+    INSERT INTO {schema}.dirty AS d (pipeline_id, key, lsn)
+    SELECT %(pipeline)s, u.key, u.lsn FROM fence, unnest(%(keys)s::text[], %(lsns)s::pg_lsn[]) AS u (key, lsn)
+    ON CONFLICT (pipeline_id, key) DO UPDATE SET lsn = GREATEST(d.lsn, excluded.lsn), leased_until = NULL
+    RETURNING (d.xmax = 0) AS fresh
+), counted AS (
+    UPDATE {schema}.progress
+    SET source_records = %(records)s, counted_lsn = %(counted_lsn)s::pg_lsn,
+        count_snapshot = %(count_snapshot)s::pg_snapshot, written_lsn = GREATEST(written_lsn, %(written_lsn)s::pg_lsn)
+    WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s AND EXISTS (SELECT FROM fence)
+    RETURNING embeddings
+)
+SELECT (SELECT embeddings FROM counted), (SELECT count(*) FILTER (WHERE fresh) FROM queued)
+
+-- name: dequeue
+-- Lease the oldest keys: other workers skip what is leased or locked, and an abandoned lease runs out by itself.
+UPDATE {schema}.dirty AS d SET leased_until = now() + interval '60 s'
+FROM (SELECT q.key FROM {schema}.dirty AS q
+      WHERE q.pipeline_id = %(pipeline)s AND (q.leased_until IS NULL OR q.leased_until < now())
+      ORDER BY q.queued_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS q
+WHERE d.pipeline_id = %(pipeline)s AND d.key = q.key
+RETURNING d.key, d.lsn
+
+-- name: queued
+SELECT (SELECT count(*) FROM {schema}.dirty WHERE pipeline_id = %(pipeline)s),
+       (SELECT count(*) FROM {schema}.dead_letters WHERE pipeline_id = %(pipeline)s)
+
+-- name: save_count
+UPDATE {schema}.progress
+SET source_records = %(records)s, counted_lsn = %(counted_lsn)s::pg_lsn,
+    count_snapshot = %(count_snapshot)s::pg_snapshot, updated_at = now()
+WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
+RETURNING embeddings
+
+-- name: recount_embeddings
+-- The row lock keeps every write of ours out while the destination is counted.
+WITH fence AS MATERIALIZED (
+    SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
+)
+UPDATE {schema}.progress SET embeddings = (SELECT count(*) FROM {target}), updated_at = now()
+WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s AND EXISTS (SELECT FROM fence)
+RETURNING embeddings
+
+-- name: save_scan
+UPDATE {schema}.progress
+SET scan_reason = %(reason)s, scan_phase = %(phase)s, scan_cursor = %(cursor)s, scan_done = %(done)s,
+    scan_total = %(total)s, updated_at = now(),
+    backfilled_at = CASE WHEN %(reason)s::text IS NULL THEN COALESCE(backfilled_at, now()) ELSE backfilled_at END
+WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
+RETURNING embeddings
+
 -- name: count_source
 SELECT count(*), pg_catalog.pg_current_snapshot()::text FROM {plain_rows} AS r
-
--- name: count_target
-SELECT count(*) FROM {target}
 
 -- name: nearest
 SELECT {e_keys}, e.embedding OPERATOR({operator_schema}.{operator}) %(vector)s::{vector_type} AS distance, r.walvec_text

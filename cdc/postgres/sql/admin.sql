@@ -1,0 +1,65 @@
+-- What the commands read and change. {schema} is the control schema; the search_path is empty.
+
+-- name: pipelines
+SELECT name FROM {schema}.pipelines ORDER BY name
+
+-- name: pipeline_metrics
+-- The kbstat table and what stands beside it, one row per pipeline; %s narrows it to one slot.
+SELECT pipeline, mode, source_type, model, status, reason, unprocessed_rows, scans_completed, source_records,
+       embeddings, lag_seconds, errors, scan_done, scan_total, slot
+FROM {schema}.pipeline_metrics WHERE slot = %s
+ORDER BY pipeline
+
+-- name: slot
+-- One slot as the server and the control schema see it. %s: the publication, the slot.
+SELECT to_jsonb(r) AS slot, s.state, s.reason,
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn) END::bigint AS lag_bytes,
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn) END::bigint AS retained_bytes,
+       EXISTS (SELECT FROM pg_publication WHERE pubname = %s) AS published
+FROM (SELECT %s::name AS name) AS wanted
+LEFT JOIN pg_replication_slots r ON r.slot_name = wanted.name
+LEFT JOIN {schema}.slots s ON s.slot = wanted.name
+
+-- name: set_paused
+UPDATE {schema}.pipelines SET paused = %s WHERE name = %s AND paused IS DISTINCT FROM %s
+
+-- name: wake
+-- Tells the consumer, through the WAL, that the control schema changed.
+SELECT pg_logical_emit_message(true, 'walvec', 'wake')
+
+-- name: errors
+SELECT id, pipeline, key, step, category, message, attempts, first_seen, last_seen
+FROM {schema}.pipeline_errors WHERE %s::text IS NULL OR pipeline = %s
+ORDER BY last_seen, id
+
+-- name: requeue
+-- Dead letters go back to the durable queue, as of now. A key that is queued already keeps its newer position.
+WITH gone AS (
+    DELETE FROM {schema}.dead_letters
+    WHERE pipeline_id IN (SELECT id FROM {schema}.pipelines WHERE %s::text IS NULL OR name = %s)
+    RETURNING pipeline_id, cells
+), queued AS (
+    INSERT INTO {schema}.dirty AS d (pipeline_id, key, lsn)
+    SELECT pipeline_id, cells, pg_current_wal_insert_lsn() FROM gone
+    ON CONFLICT (pipeline_id, key) DO UPDATE
+    SET lsn = greatest(d.lsn, excluded.lsn), queued_at = excluded.queued_at, leased_until = NULL
+    RETURNING 1
+)
+SELECT count(*) FROM queued
+
+-- name: clear
+DELETE FROM {schema}.dead_letters
+WHERE pipeline_id IN (SELECT id FROM {schema}.pipelines WHERE %s::text IS NULL OR name = %s)
+
+-- name: drop_plan
+-- What is there to drop. %s: slot, publication, schema.
+SELECT (SELECT jsonb_build_object('active_pid', r.active_pid, 'database', r.database, 'here', r.database = current_database(),
+                                  'bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint)
+        FROM pg_replication_slots r WHERE r.slot_name = %s) AS slot,
+       (SELECT jsonb_build_object('owner', pg_get_userbyid(p.pubowner),
+                                  'mine', pg_has_role(p.pubowner, 'USAGE'))
+        FROM pg_publication p WHERE p.pubname = %s) AS publication,
+       (SELECT jsonb_build_object('owner', pg_get_userbyid(n.nspowner), 'mine', pg_has_role(n.nspowner, 'USAGE'))
+        FROM pg_namespace n WHERE n.nspname = %s) AS schema

@@ -1,0 +1,129 @@
+-- The control schema's tables as the consumer uses them.
+
+-- name: slot_state
+SELECT r.slot_name::text, r.plugin::text, r.active_pid, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn,
+       r.safe_wal_size, pg_catalog.pg_current_wal_lsn() - r.restart_lsn,
+       pg_catalog.pg_current_wal_lsn() - r.confirmed_flush_lsn, r.database::text
+FROM pg_catalog.pg_replication_slots AS r WHERE r.slot_name = %(slot)s
+
+-- name: slot_row
+SELECT epoch, publication_oid::bigint, system_identifier, timeline, ack_limit FROM {schema}.slots WHERE slot = %(slot)s
+
+-- name: system
+SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+       (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
+       pg_catalog.current_setting('wal_level'), pg_catalog.current_setting('server_encoding'),
+       pg_catalog.pg_is_in_recovery()
+
+-- name: create_slot
+SELECT slot_name::text, lsn FROM pg_catalog.pg_create_logical_replication_slot(%(slot)s, 'pgoutput')
+
+-- name: create_slot_failover
+SELECT slot_name::text, lsn
+FROM pg_catalog.pg_create_logical_replication_slot(%(slot)s, 'pgoutput', failover => true)
+
+-- name: drop_slot
+SELECT pg_catalog.pg_drop_replication_slot(%(slot)s)
+
+-- name: take_over
+-- A new epoch shuts the previous holder out: each of its writes checks the epoch of its pipeline's row.
+WITH taken AS (
+    INSERT INTO {schema}.slots AS s (slot, epoch, publication, publication_oid, system_identifier, timeline, instance)
+    VALUES (%(slot)s, 1, %(publication)s, %(publication_oid)s, %(system)s, %(timeline)s, %(instance)s)
+    ON CONFLICT (slot) DO UPDATE
+    SET epoch = s.epoch + 1, publication = excluded.publication, publication_oid = excluded.publication_oid,
+        system_identifier = excluded.system_identifier, timeline = excluded.timeline, instance = excluded.instance,
+        updated_at = now()
+    RETURNING epoch
+)
+SELECT epoch FROM taken
+
+-- name: adopt
+UPDATE {schema}.progress AS g SET epoch = %(epoch)s
+FROM {schema}.pipelines AS p WHERE p.id = g.pipeline_id AND p.slot = %(slot)s
+
+-- name: reserve
+UPDATE {schema}.slots SET ack_limit = %(limit)s, updated_at = now() WHERE slot = %(slot)s AND epoch = %(epoch)s
+RETURNING epoch
+
+-- name: publish_slot
+UPDATE {schema}.slots SET state = %(state)s, reason = %(reason)s, updated_at = now()
+WHERE slot = %(slot)s AND (state <> %(state)s OR reason <> %(reason)s)
+
+-- name: need_reconcile
+-- All pipelines of the slot, or one, are due for a scan from the start.
+UPDATE {schema}.progress AS g
+SET scan_reason = %(reason)s, scan_phase = 'rows', scan_cursor = NULL, scan_done = 0, scan_total = 0
+FROM {schema}.pipelines AS p
+WHERE p.id = g.pipeline_id AND p.slot = %(slot)s AND (%(pipeline)s::int IS NULL OR p.id = %(pipeline)s::int)
+
+-- name: pipelines
+SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::bigint, p.key_columns, p.text_columns,
+       p.target_schema::text, p.target_table::text, p.target_column::text, p.vector_type, p.model, p.dimension,
+       p.fingerprint, p.shape, p.storage, p.mode, p.paused, p.attached,
+       g.source_records, g.counted_lsn, g.count_snapshot::text, g.written_lsn, g.embeddings,
+       g.scan_reason, g.scan_phase, g.scan_cursor, g.scan_done, g.scan_total, g.backfilled_at IS NOT NULL,
+       (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id)
+FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
+WHERE p.slot = %(slot)s
+ORDER BY p.id
+
+-- name: targets
+SELECT target_schema::text, target_table::text FROM {schema}.pipelines
+
+-- name: register
+WITH p AS (
+    INSERT INTO {schema}.pipelines AS p (name, slot, source_schema, source_table, target_schema, target_table,
+                                         target_column, vector_type)
+    VALUES (%(name)s, %(slot)s, %(source_schema)s, %(source_table)s, %(target_schema)s, %(target_table)s,
+            %(target_column)s, %(vector_type)s)
+    RETURNING id
+)
+INSERT INTO {schema}.progress (pipeline_id, scan_reason, scan_phase) SELECT id, 'first backfill', 'rows' FROM p
+RETURNING pipeline_id
+
+-- name: redefine
+UPDATE {schema}.pipelines
+SET source_oid = %(oid)s, key_columns = %(key)s, text_columns = %(text)s, vector_type = %(vector_type)s,
+    model = %(model)s, dimension = %(dimension)s, fingerprint = %(fingerprint)s, shape = %(shape)s,
+    storage = %(storage)s, attached = true
+WHERE id = %(pipeline)s
+
+-- name: attach
+UPDATE {schema}.pipelines SET attached = %(attached)s WHERE id = %(pipeline)s
+
+-- name: set_epoch
+UPDATE {schema}.progress SET epoch = %(epoch)s WHERE pipeline_id = %(pipeline)s
+
+-- name: publish
+-- What the pipeline says about itself; written only when it has changed, so that an idle consumer writes nothing.
+UPDATE {schema}.progress
+SET state = %(state)s, reason = %(reason)s, unprocessed = %(unprocessed)s, lag_seconds = %(lag)s, updated_at = now()
+WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
+
+-- name: requests
+SELECT r.id, r.pipeline_id FROM {schema}.requests AS r JOIN {schema}.pipelines AS p ON p.id = r.pipeline_id
+WHERE p.slot = %(slot)s AND r.started_at IS NULL ORDER BY r.id
+
+-- name: start_requests
+UPDATE {schema}.requests SET started_at = now() WHERE id = ANY (%(ids)s)
+
+-- name: finish_requests
+UPDATE {schema}.requests SET finished_at = now()
+WHERE pipeline_id = %(pipeline)s AND started_at IS NOT NULL AND finished_at IS NULL
+
+-- name: restart_requests
+-- A consumer that takes over takes up what its predecessor had begun.
+UPDATE {schema}.requests AS r SET started_at = NULL
+FROM {schema}.pipelines AS p
+WHERE p.id = r.pipeline_id AND p.slot = %(slot)s AND r.finished_at IS NULL
+
+-- name: indexes
+-- The approximate indexes on a destination's vector column; an invalid one is the rest of a build that failed.
+SELECT ic.relname::text, i.indisvalid
+FROM pg_catalog.pg_index AS i
+JOIN pg_catalog.pg_class AS ic ON ic.oid = i.indexrelid
+JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
+JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')

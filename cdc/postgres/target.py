@@ -1,0 +1,320 @@
+"""One pipeline's source and destination: reads by key and by page, and the versioned, fenced write-back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from cdc.errors import ConfigError, Fenced, PipelineFault, RowRefused, Unavailable, WalvecError
+from cdc.flow.counts import Counted
+from cdc.flow.dirty import Work
+from cdc.flow.snapshots import Snapshot
+from cdc.lsn import format_lsn, parse_lsn
+from cdc.ports import Difference, Page, Reread, Vectors, Write, Written
+from cdc.postgres import binary
+from cdc.postgres.connect import classify
+from cdc.postgres.statements import Definition, Statements
+from cdc.rows import Column, Key, key_cells
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+Row = tuple[bytes | None, ...]
+
+_NUMBERS = frozenset({"int2", "int4", "int8", "oid"})
+_BUILDERS = {"vector": binary.vectors, "halfvec": binary.half_vectors, "real[]": binary.real_arrays}
+
+
+def key_text(key: Key) -> str:
+    """Return the key as the durable queue stores it: a JSON array of the cells in the server's text form."""
+    return json.dumps([cell.decode("utf-8", "replace") for cell in key_cells(key)], ensure_ascii=False)
+
+
+def key_of_text(text: str) -> Key:
+    """Return the key that :func:`key_text` wrote."""
+    cells = [cell.encode() for cell in json.loads(text)]
+    return cells[0] if len(cells) == 1 else tuple(cells)
+
+
+def key_object(columns: Sequence[Column], cells: Sequence[bytes]) -> dict[str, Any]:
+    """Return the key as people read it: column names to values, integers as numbers."""
+    return {
+        column.name: int(cell) if column.base_type in _NUMBERS else cell.decode("utf-8", "replace")
+        for column, cell in zip(columns, cells, strict=True)
+    }
+
+
+async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any]) -> list[Row]:
+    """Run one statement, a transaction of its own, and return its rows as the server printed them.
+
+    Raises:
+        WalvecError: what the failure means for a pipeline.
+    """
+    try:
+        async with pool.connection() as connection:
+            cursor = await connection.execute(statement, params, prepare=True)
+            result = cursor.pgresult
+            if result is None:
+                return []
+            columns = range(result.nfields)
+            return [tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples)]
+    except PoolTimeout:
+        raise Unavailable("No connection to the database was to be had in time.") from None
+    except psycopg.Error as exc:
+        raise _meaning(exc) from exc
+
+
+def _meaning(exc: psycopg.Error) -> WalvecError:
+    if exc.sqlstate is not None and exc.sqlstate[:2] in ("22", "23", "54"):
+        return RowRefused(f"The database refused a row (SQLSTATE {exc.sqlstate}).")
+    error = classify(exc)
+    if isinstance(error, ConfigError):  # a grant that is missing concerns this pipeline alone
+        return PipelineFault(error.message, error.remedy)
+    return error
+
+
+class PostgresTarget:
+    """Implements :class:`cdc.ports.Target` over a pool of ordinary sessions in autocommit."""
+
+    def __init__(self, pool: Pool, definition: Definition) -> None:
+        self._pool = pool
+        self._definition = definition
+        self._sql = Statements(definition)
+        self._width = len(definition.source.key)
+        self._queue_used = False
+        self._letters_used = False
+        self.in_place = definition.column is not None
+        self.fingerprint = definition.fingerprint
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def snapshot(self) -> Snapshot:
+        """Return what a query would see now."""
+        rows = await self._run(sql.SQL("SELECT pg_catalog.pg_current_snapshot()::text"), {})
+        return Snapshot.parse(_text(rows[0][0]))
+
+    async def read(self, keys: Sequence[Key], text_bytes: int) -> list[Reread]:
+        """Return the rows of ``keys`` as they are now, in order, with up to about ``text_bytes`` of text."""
+        rows = await self._run(self._sql.read_keys, {**self._sql.keys("g", keys), "bytes": text_bytes})
+        return [
+            Reread(
+                found=_true(found),
+                hash=_bytea(digest),
+                embedded=_true(has),
+                same=_true(same),
+                text=text,
+                deferred=_true(deferred),
+                lsn=parse_lsn(_text(lsn)),
+            )
+            for found, digest, has, same, text, deferred, lsn in rows
+        ]
+
+    async def unchanged(self, works: Sequence[Work]) -> set[int]:
+        """Return the indexes of the works whose embedding stands already, by hash."""
+        return set(await self._indexes(self._sql.unchanged, self._hashed(works)))
+
+    async def count_source(self) -> tuple[int, Snapshot]:
+        """Count the source's rows, once."""
+        ((rows, snapshot),) = await self._run(self._sql.count_source, {})
+        return _int(rows), Snapshot.parse(_text(snapshot))
+
+    async def scan(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:
+        """Return the keyset page of the source that follows the key ``after``."""
+        statement = self._sql.scan_first if after is None else self._sql.scan_after
+        result = await self._run(statement, {"limit": rows, "bytes": text_bytes, **self._sql.cursor(after)})
+        width = self._width
+        differences = tuple(
+            Difference(_key(row[:width]), row[width + 2])
+            for row in result
+            if _true(row[width + 1])
+        )
+        return self._page(result, differences, total=width + 4)
+
+    async def orphans(self, after: tuple[str, ...] | None, rows: int) -> Page:
+        """Return the keyset page of the destination that follows ``after``; its differences are orphans."""
+        statement = self._sql.orphans_first if after is None else self._sql.orphans_after
+        result = await self._run(statement, {"limit": rows, **self._sql.cursor(after)})
+        width = self._width
+        differences = tuple(Difference(_key(row[:width]), None) for row in result if _true(row[width]))
+        return self._page(result, differences, total=width + 1)
+
+    def _page(self, result: Sequence[Row], differences: tuple[Difference, ...], *, total: int) -> Page:
+        if not result:
+            return Page(0, None, (), 0)
+        final = result[-1]
+        last = tuple(_text(cell) for cell in final[: self._width])
+        return Page(_int(final[total]), last, differences, parse_lsn(_text(final[total + 1])))
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    async def write(self, write: Write, counted: Counted) -> Written:
+        """Carry out ``write`` in one transaction, with the count of source rows beside it.
+
+        Raises:
+            Fenced: another consumer has taken over.
+            Unavailable: the database is out of reach, or a lock was not to be had.
+            RowRefused: the database refused a value of the batch.
+            PipelineFault: source or destination are not what they were.
+        """
+        gone = write.removals or [letter.work for letter in write.dead]
+        guarded = write.guarded or self.in_place
+        params = {
+            **self._hashed(write.upserts),
+            **self._sql.keys("g", [work.key for work in gone]),
+            "vectors": self._vectors(write.vectors),
+            "lsns": binary.lsns(work.lsn for work in write.upserts),
+            "gone_lsns": binary.lsns(work.lsn for work in gone),
+            "force": bool(write.dead),
+            "model": self._definition.model,
+            "written_lsn": format_lsn(max((work.lsn for work in write.works), default=0)),
+            **self._queue_params(write),
+            **self._letter_params(write),
+            **self._count_params(counted),
+        }
+        statement = self._sql.write_guarded if guarded else self._sql.write_versioned
+        ((embeddings, written, removed, dequeued),) = await self._run(statement, params)
+        self._check_fence(embeddings)
+        refused: list[Work] = []
+        if _int(written) != len(write.upserts):
+            late = await self._indexes(self._sql.refused, self._hashed(write.upserts))
+            refused += [write.upserts[index] for index in late]
+        if write.removals and _int(removed) != len(write.removals):
+            kept = await self._indexes(self._sql.surviving, self._sql.keys("g", [w.key for w in write.removals]))
+            refused += [write.removals[index] for index in kept]
+        return Written(_int(embeddings), tuple(refused), _int(dequeued))
+
+    async def truncate(self, lsn: int) -> Written:
+        """Remove the embeddings of all that was in the source before ``lsn``."""
+        ((embeddings, _, dequeued),) = await self._run(self._sql.truncate, {**self._fence(), "lsn": format_lsn(lsn)})
+        self._check_fence(embeddings)
+        return Written(_int(embeddings), (), _int(dequeued))
+
+    async def save_count(self, counted: Counted) -> None:
+        """Make the count of source rows durable."""
+        await self._fenced(self._sql.save_count, self._count_params(counted))
+
+    async def recount_embeddings(self) -> int:
+        """Count the destination's rows, once, with no write beside it."""
+        return await self._fenced(self._sql.recount_embeddings, self._fence())
+
+    async def save_scan(
+        self, reason: str | None, phase: str, cursor: tuple[str, ...] | None, done: int, total: int
+    ) -> None:
+        """Make the scan's progress durable. No reason: it is complete."""
+        params = {"reason": reason, "phase": phase, "cursor": list(cursor) if cursor else None}
+        await self._fenced(self._sql.save_scan, {**self._fence(), **params, "done": done, "total": total})
+
+    # -- the durable queue ------------------------------------------------------------------------------------------
+
+    async def enqueue(self, works: Sequence[Work], counted: Counted) -> int:
+        """Queue the works' keys durably; return how many keys the queue gained."""
+        params = {
+            **self._count_params(counted),
+            "keys": [key_text(work.key) for work in works],
+            "lsns": binary.lsns(work.lsn for work in works),
+            "written_lsn": format_lsn(max((work.lsn for work in works), default=0)),
+        }
+        ((embeddings, gained),) = await self._run(self._sql.enqueue, params)
+        self._check_fence(embeddings)
+        self._queue_used = True
+        return _int(gained)
+
+    async def dequeue(self, rows: int) -> list[tuple[Key, int]]:
+        """Lease up to ``rows`` keys of the durable queue, oldest first, each with its version."""
+        result = await self._run(self._sql.dequeue, {"pipeline": self._definition.id, "limit": rows})
+        return [(key_of_text(_text(key)), parse_lsn(_text(lsn))) for key, lsn in result]
+
+    async def queued(self) -> int:
+        """Return how many keys the durable queue holds. Call it once before the first write."""
+        ((keys, letters),) = await self._run(self._sql.queued, {"pipeline": self._definition.id})
+        self._queue_used = self._queue_used or _int(keys) > 0
+        self._letters_used = self._letters_used or _int(letters) > 0
+        return _int(keys)
+
+    @property
+    def keeps_books(self) -> bool:
+        """Whether works with nothing to write must be written all the same, to leave the queue or the dead letters."""
+        return self._queue_used or self._letters_used
+
+    # -- parameters -------------------------------------------------------------------------------------------------
+
+    def _hashed(self, works: Sequence[Work]) -> dict[str, Any]:
+        return {**self._sql.keys("k", [w.key for w in works]), "hashes": binary.hashes([w.hash for w in works])}
+
+    def _vectors(self, parts: Sequence[Vectors]) -> binary.BinaryArray:
+        vector = self._definition.vector
+        array = np.concatenate(parts) if parts else np.empty((0, self._definition.dimension), np.float32)
+        return _BUILDERS[vector.name](array, vector.element)
+
+    def _fence(self) -> dict[str, Any]:
+        return {"pipeline": self._definition.id, "epoch": self._definition.epoch}
+
+    def _queue_params(self, write: Write) -> dict[str, Any]:
+        done = write.works if self._queue_used else []
+        return {"done_keys": [key_text(w.key) for w in done], "done_lsns": binary.lsns(w.lsn for w in done)}
+
+    def _letter_params(self, write: Write) -> dict[str, Any]:
+        columns, dead = self._definition.source.key, write.dead
+        self._letters_used = self._letters_used or bool(dead)
+        mended = [*write.upserts, *write.removals, *write.settled] if self._letters_used else []
+        return {
+            "mended": [key_text(work.key) for work in mended],
+            "dead_keys": [json.dumps(key_object(columns, key_cells(letter.work.key))) for letter in dead],
+            "dead_cells": [key_text(letter.work.key) for letter in dead],
+            "dead_steps": [letter.step for letter in dead],
+            "dead_categories": [letter.category for letter in dead],
+            "dead_messages": [letter.message for letter in dead],
+            "dead_attempts": [letter.attempts for letter in dead],
+        }
+
+    def _count_params(self, counted: Counted) -> dict[str, Any]:
+        return {
+            **self._fence(),
+            "records": counted.rows,
+            "counted_lsn": format_lsn(counted.lsn),
+            "count_snapshot": None if counted.snapshot is None else str(counted.snapshot),
+        }
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    async def _run(self, statement: sql.SQL, params: dict[str, Any]) -> list[Row]:
+        return await run(self._pool, statement, params)
+
+    async def _indexes(self, statement: sql.SQL, params: dict[str, Any]) -> list[int]:
+        return [_int(row[0]) for row in await self._run(statement, params)]
+
+    async def _fenced(self, statement: sql.SQL, params: dict[str, Any]) -> int:
+        rows = await self._run(statement, params)
+        self._check_fence(rows[0][0] if rows else None)
+        return _int(rows[0][0])
+
+    def _check_fence(self, embeddings: bytes | None) -> None:
+        if embeddings is None:
+            raise Fenced(
+                f"Another consumer has taken over pipeline {self._definition.name}.",
+                "This one stops; what it had not acknowledged, the other one does.",
+            )
+
+
+def _text(cell: bytes | None) -> str:
+    return "" if cell is None else cell.decode()
+
+
+def _int(cell: bytes | None) -> int:
+    return int(cell) if cell is not None else 0
+
+
+def _true(cell: bytes | None) -> bool:
+    return cell == b"t"
+
+
+def _bytea(cell: bytes | None) -> bytes | None:
+    return None if cell is None else bytes.fromhex(cell[2:].decode())
+
+
+def _key(cells: Sequence[bytes | None]) -> Key:
+    return cells[0] or b"" if len(cells) == 1 else tuple(cell or b"" for cell in cells)
