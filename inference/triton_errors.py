@@ -1,0 +1,120 @@
+"""From a gRPC status of Triton to what can be done about it.
+
+The table was measured on Triton 2.51. Its surprises: a missing credential and a TLS mismatch come as UNAVAILABLE like
+an outage; a python model whose process died answers INTERNAL for ever while the server calls itself ready; a full
+queue is UNAVAILABLE; and a message may quote the text that the model choked on, which must go no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grpc import StatusCode
+
+from inference.errors import (
+    EmbedError,
+    ModelFailed,
+    ModelMisconfigured,
+    ModelOverloaded,
+    ModelUnavailable,
+    RequestTooLarge,
+    TextRefused,
+)
+
+QUOTE = 16
+"""A run of this many characters that a message shares with a text counts as quoting it."""
+LONGEST_SEARCH = 1 << 20
+LONGEST_DETAILS = 200
+
+_QUEUE_FULL = ("exceeds maximum queue size", "request timeout expired")
+_RESTRICTED = "this protocol is restricted"
+_CERTIFICATE = "certificate_verify_failed"
+_NOT_TLS = ("tls handshake failed", "ssl handshake failed")
+_NOT_HTTP2 = "failed parsing http/2"
+_TOO_LARGE = ("larger than max", "message size", "exceeds maximum message")
+_TOO_MANY_ROWS = ("batch-size must be <=", "batch size must be <=", "exceeds maximum batch")
+_DEAD_STUB = ("is not healthy", "stub process")
+
+_BY_CODE: dict[StatusCode, tuple[type[EmbedError], str, str]] = {
+    StatusCode.DEADLINE_EXCEEDED: (ModelUnavailable, "timeout", "did not answer in time"),
+    StatusCode.CANCELLED: (ModelUnavailable, "cancelled", "cancelled the request"),
+    StatusCode.ABORTED: (ModelUnavailable, "aborted", "aborted the request"),
+    StatusCode.NOT_FOUND: (ModelUnavailable, "not_found", "does not have the model loaded; load it there"),
+    StatusCode.INVALID_ARGUMENT: (TextRefused, "invalid_argument", "refuses an input"),
+    StatusCode.UNAUTHENTICATED: (ModelMisconfigured, "unauthenticated", "refuses the credentials"),
+    StatusCode.PERMISSION_DENIED: (ModelMisconfigured, "permission_denied", "denies access"),
+    StatusCode.UNIMPLEMENTED: (ModelMisconfigured, "unimplemented", "cannot serve this kind of request or model"),
+    StatusCode.INTERNAL: (ModelFailed, "internal", "failed on the request"),
+}
+
+
+def translate(
+    code: StatusCode, details: str, *, url: str, model: str, proven: bool = False, texts: Sequence[str] = ()
+) -> EmbedError:
+    """Return the error to raise for a failed call.
+
+    Args:
+        code: gRPC status.
+        details: the server's or the transport's words.
+        url: the server, without credentials, for the message.
+        model: the model asked for.
+        proven: whether this server has answered before; then a broken handshake is an outage, not a wrong URL.
+        texts: what was sent, so that the message can be kept from quoting it.
+    """
+    who = f"Triton at {url}, model {model},"
+    words = details.lower()
+    if code is StatusCode.UNAVAILABLE:
+        return _unavailable(words, who, url, proven, quotable(details, texts))
+    if code is StatusCode.RESOURCE_EXHAUSTED:
+        if any(mark in words for mark in _TOO_LARGE):
+            return RequestTooLarge(f"{who} and this request are too large for each other.", reason="too_large")
+        return ModelOverloaded(f"{who} has no capacity left ({quotable(details, texts)}).", reason="overloaded")
+    if code is StatusCode.INVALID_ARGUMENT and any(mark in words for mark in _TOO_MANY_ROWS):
+        return RequestTooLarge(f"{who} takes fewer rows at once than were sent.", reason="too_many_rows")
+    if code is StatusCode.INTERNAL and all(mark in words for mark in _DEAD_STUB):
+        return ModelUnavailable(
+            f"{who} has lost its process: unload the model and load it again (or restart the server).",
+            reason="model_process_died",
+        )
+    unknown = (ModelFailed, str(code.name).lower(), "failed on the request")
+    kind, reason, what = _BY_CODE.get(code, unknown)
+    return kind(f"{who} {what} ({quotable(details, texts)}).", reason=reason)
+
+
+def _unavailable(words: str, who: str, url: str, proven: bool, quote: str) -> EmbedError:
+    if any(mark in words for mark in _QUEUE_FULL):
+        return ModelOverloaded(f"{who} has a full queue.", reason="queue_full")
+    if _RESTRICTED in words:
+        return ModelMisconfigured(
+            f"{who} lets only restricted clients in ({quote}): open its inference protocol to walvec.",
+            reason="restricted",
+        )
+    if _CERTIFICATE in words:
+        return ModelMisconfigured(
+            f"{who} shows a certificate that is not trusted here: set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to its CA file.",
+            reason="certificate",
+        )
+    if not proven and any(mark in words for mark in _NOT_TLS):
+        plain = url.replace("grpcs://", "grpc://", 1)
+        return ModelMisconfigured(f"{who} does not speak TLS on that port: try {plain}.", reason="not_tls")
+    if not proven and _NOT_HTTP2 in words:
+        return ModelMisconfigured(
+            f"{who} does not speak gRPC on that port: give Triton's gRPC port, 8001 unless it was changed.",
+            reason="not_grpc",
+        )
+    return ModelUnavailable(f"{who} cannot be reached ({quote}).", reason="unavailable")
+
+
+def quotable(details: str, texts: Sequence[str] = ()) -> str:
+    """Return the first line of a server's message, or a note in its place when it quotes one of ``texts``."""
+    line = (details.strip().splitlines() or ["no reason given"])[0].rstrip(".")[:LONGEST_DETAILS]
+    if sum(map(len, texts)) > LONGEST_SEARCH or any(_shares(line, text) for text in texts):
+        return "its message is withheld because it may quote a row; see the server's log"
+    return line
+
+
+def _shares(line: str, text: str) -> bool:
+    stripped = text.strip()
+    if len(stripped) <= QUOTE:
+        return len(stripped) > 3 and stripped in line
+    return any(line[i : i + QUOTE] in text for i in range(max(0, len(line) - QUOTE) + 1) if len(line) >= QUOTE)

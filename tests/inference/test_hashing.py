@@ -1,0 +1,70 @@
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.errors import ModelMisconfigured
+from inference.hashing import HashEmbedder, dimension_of, hash_vectors
+
+
+def by_the_contract(text: str, dimension: int) -> np.ndarray:
+    digest = hashlib.shake_256(text.encode()).digest(2 * dimension)
+    vector = np.frombuffer(digest, "<i2").astype("float32")
+    return vector / np.linalg.norm(vector)
+
+
+@given(st.lists(st.text(), max_size=20), st.sampled_from([8, 33, 384, 768]))
+def test_equals_the_definition_bit_for_bit(texts, dimension):
+    vectors = hash_vectors(texts, dimension)
+    assert vectors.shape == (len(texts), dimension) and vectors.dtype == np.float32
+    for text, vector in zip(texts, vectors, strict=True):
+        assert np.array_equal(vector, by_the_contract(text, dimension))
+
+
+def test_a_known_vector():
+    # echo -n walvec | openssl dgst -shake256 -xoflen 8: little-endian int16, divided by their norm
+    digest = hashlib.shake_256(b"walvec").digest(8)
+    parts = [int.from_bytes(digest[i : i + 2], "little", signed=True) for i in range(0, 8, 2)]
+    norm = sum(part * part for part in parts) ** 0.5
+    assert hash_vectors(["walvec"], 4)[0] == pytest.approx([part / norm for part in parts], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "dimension"), [("hash-384", 384), ("hash-8", 8), ("all-minilm-l6-v2", 384), ("hash", 384), ("hash-x", 384)]
+)
+def test_dimension_from_the_name(model, dimension):
+    assert HashEmbedder(model).dimension == dimension
+
+
+@pytest.mark.parametrize("model", ["hash-0", "hash-16001", "hash-99999999999999999999"])
+def test_impossible_dimensions_are_refused(model):
+    with pytest.raises(ModelMisconfigured, match="hash-1 to hash-16000"):
+        dimension_of(model)
+
+
+def test_one_dimension_never_gives_a_zero_vector():
+    # One in 65,536 two-byte digests is zero; this many texts meet one with a chance of 1 - 1e-2.
+    vectors = hash_vectors([str(i) for i in range(300_000)], 1)
+    assert np.array_equal(np.abs(vectors), np.ones_like(vectors))
+
+
+async def test_large_requests_do_not_stop_the_event_loop():
+    import asyncio
+    import threading
+
+    from inference import hashing
+
+    embedder = HashEmbedder("hash-16")
+    await embedder.start()
+    seen: list[int] = []
+    real = hashing.hash_vectors
+    try:
+        hashing.hash_vectors = lambda *args: (seen.append(threading.get_ident()), real(*args))[1]
+        await embedder.embed(["x" * (hashing.INLINE_CHARACTERS + 1)])
+        await embedder.embed(["x"])
+    finally:
+        hashing.hash_vectors = real
+    assert seen[0] != threading.get_ident() == seen[1]
+    await asyncio.get_running_loop().shutdown_default_executor()
