@@ -114,6 +114,12 @@ class EngineStatus:
         """Return ``status --json``: one object per pipeline, each a row of ``kbstat`` and how it fares.
 
         As in ``kbstat``, ``unprocessed_rows`` is null for volumes and ``scans_completed`` for tables.
-        ``lag_bytes`` is the slot's, which all pipelines share.
+        ``lag_bytes`` is the slot's, which all pipelines share; so is a ``status`` of ``stopped``, ``lost`` or
+        ``publication_missing``.
         """
-        return [p.to_json(self.slot.lag_bytes) for p in self.pipelines]
+        return [p.to_json(self.slot.lag_bytes) | self._halt(p) for p in self.pipelines]
+
+    def _halt(self, pipeline: PipelineStatus) -> dict[str, object]:
+        """Return the ``status`` of a pipeline that stands still because the whole consumer does."""
+        halted = self.slot.state in (SlotState.LOST, SlotState.PUBLICATION_MISSING, SlotState.STOPPED)
+        return {"status": self.slot.state.value} if halted and pipeline.state is not PipelineState.DETACHED else {}

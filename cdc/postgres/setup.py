@@ -35,6 +35,10 @@ class SetupSettings(ConnectionSettings, Protocol):
     def schema(self) -> str:
         """The control schema's name."""
 
+    @property
+    def vector_type(self) -> str:
+        """The type of new embedding columns: ``vector``, ``halfvec`` or ``real[]``."""
+
 
 def parse_table(text: str) -> Table:
     """Return the table that ``text`` names: ``table``, ``schema.table``, quoted as in SQL where needed.
@@ -74,7 +78,7 @@ def ensure_publication(conn: Conn, publication: str, tables: Sequence[Table]) ->
     Raises:
         ConfigError: It is missing and no table is named, a table is missing, or the role may not.
     """
-    if conn.execute("SELECT FROM pg_publication WHERE pubname = %s", [publication]).fetchone():
+    if conn.execute("SELECT FROM pg_publication WHERE pubname = %s", [publication]).fetchone() is not None:
         _require_members(conn, publication, tables)
         return f'The publication "{publication}" is there.'
     if not tables:
@@ -200,8 +204,8 @@ class _Watcher:
                     return
 
 
-def ensure_vector(conn: Conn) -> str | None:
-    """Make the extension ``vector`` where the server has it and the role may; return what to tell, if anything."""
+def ensure_vector(conn: Conn) -> str:
+    """Make the extension ``vector`` where the server has it and the role may, and say how it stands."""
     installed, available = conn.execute(query("setup", "vector")).fetchone() or (None, None)
     if installed:
         return f"pgvector {installed} is there."
@@ -233,8 +237,8 @@ def init(settings: SetupSettings, tables: Sequence[Table], say: Say, warn: Say) 
     with connect_sync(settings, "init") as conn:
         say(ensure_publication(conn, settings.publication, tables))
         say(ensure_slot(settings, conn, warn))
-        if (told := ensure_vector(conn)) is not None:
-            say(told)
+        if settings.vector_type != "real[]":
+            say(ensure_vector(conn))
         applied = control.ensure(conn, settings.schema)
         done = f"Made the control schema, version {applied[-1]}" if applied else "The control schema is there"
         say(f'{done}: "{settings.schema}".')

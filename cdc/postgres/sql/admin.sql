@@ -4,14 +4,14 @@
 SELECT name FROM {schema}.pipelines ORDER BY name
 
 -- name: pipeline_metrics
--- The kbstat table and what stands beside it, one row per pipeline; %s narrows it to one slot.
+-- The kbstat table and what stands beside it, one row per pipeline, of one slot.
 SELECT pipeline, mode, source_type, model, status, reason, unprocessed_rows, scans_completed, source_records,
        embeddings, lag_seconds, errors, scan_done, scan_total, slot
 FROM {schema}.pipeline_metrics WHERE slot = %s
 ORDER BY pipeline
 
 -- name: slot
--- One slot as the server and the control schema see it. %s: the publication, the slot.
+-- One slot as the server and the control schema see it. Parameters: the publication, the slot.
 SELECT to_jsonb(r) AS slot, s.state, s.reason,
        CASE WHEN pg_is_in_recovery() THEN 0
             ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn) END::bigint AS lag_bytes,
@@ -54,7 +54,7 @@ DELETE FROM {schema}.dead_letters
 WHERE pipeline_id IN (SELECT id FROM {schema}.pipelines WHERE %s::text IS NULL OR name = %s)
 
 -- name: drop_plan
--- What is there to drop. %s: slot, publication, schema.
+-- What is there to drop. Parameters: slot, publication, schema.
 SELECT (SELECT jsonb_build_object('active_pid', r.active_pid, 'database', r.database, 'here', r.database = current_database(),
                                   'bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint)
         FROM pg_replication_slots r WHERE r.slot_name = %s) AS slot,

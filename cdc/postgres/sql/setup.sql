@@ -5,7 +5,7 @@
 SELECT plugin, database, current_database(), temporary FROM pg_replication_slots WHERE slot_name = %s
 
 -- name: table
--- relkind, relpersistence, and whether rows can be told apart in the WAL. %s, %s: schema, table.
+-- relkind, relpersistence, and whether rows can be told apart in the WAL. Parameters: schema, table.
 SELECT c.relkind::text, c.relpersistence::text,
        CASE c.relreplident
            WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
@@ -16,7 +16,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s
 
 -- name: slot_blockers
--- Whom the creation of a slot waits for: (name, seconds), oldest first. %s is the waiting session.
+-- Whom the creation of a slot waits for: (name, seconds), oldest first. Parameter: the waiting session.
 SELECT 'pid ' || pid, EXTRACT(epoch FROM clock_timestamp() - xact_start)::float8 AS age
 FROM pg_stat_activity
 WHERE backend_xid IS NOT NULL AND pid <> %s

@@ -6,7 +6,7 @@
 SELECT pg_logical_emit_message(true, 'walvec', 'sync')::text, clock_timestamp()
 
 -- name: tables
--- Tables of the publication, without walvec's own. %s: publication, control schema.
+-- Tables of the publication, without walvec's own. Parameters: publication, control schema.
 SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = %s AND schemaname <> %s
 
 -- name: settled

@@ -2,7 +2,7 @@
 -- (expressions.rows), {target} the embeddings table, or the table of hashes of an in-place pipeline.
 
 -- name: definition
--- What a pipeline reads and writes; NULL in `there` where its destination is gone. %s: pipeline, pipeline.
+-- What a pipeline reads and writes; NULL in `there` where its destination is gone. Parameters: pipeline, pipeline.
 SELECT p.name, p.attached, p.source_schema, p.source_table, p.key_columns, p.text_columns, p.target_schema,
        p.target_table, p.target_column, p.model, p.dimension, p.fingerprint, s.publication,
        to_regclass(format('%%I.%%I', p.source_schema, p.source_table)) IS NOT NULL AS source_exists,
@@ -30,7 +30,7 @@ SELECT count(*) FILTER (WHERE walvec_here),
 FROM compared
 
 -- name: sample
--- Random rows whose embedding is of their present text: (text, vector as real[]). %s: how many.
+-- Random rows whose embedding is of their present text: (text, vector as real[]). Parameters: how many.
 SELECT r.walvec_text, {vector}::real[]
 FROM {rows} AS r JOIN {target} AS e ON {r_is_e} {source_join}
 WHERE e.source_hash = r.walvec_hash AND {has_vector}
