@@ -1,0 +1,268 @@
+"""One pipeline at work: takes dirty keys, delivers them, scans when a scan is due, and moves overflow to the queue.
+
+There is no batch timer. Whenever a window is free, what is there is taken: at low load that is one row at once, at high
+load full batches. Live changes go before what a scan found, and those before what waits in the durable queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cdc.errors import Unavailable
+from cdc.flow.dirty import Claim, Work
+from cdc.flow.disposition import backoff_s
+from cdc.ports import Observer, Target
+from cdc.services.delivery import Delivery, ModelAway
+from cdc.services.desk import Desk
+from cdc.services.gate import ModelGate, Priority
+from cdc.services.scan import Progress, Scan
+from cdc.services.writer import Writer
+
+T = TypeVar("T")
+
+WINDOWS = 3
+"""Windows of work under way at once: one is written while one is embedded and the next is prepared."""
+
+BATCHES_PER_WINDOW = 4
+WINDOW_BYTES = 4 << 20
+QUEUE_PAGE = 4096
+SPILL_PAGE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the settings say about work. ``batch_delay_s`` is waited before a window is taken, to fill it."""
+
+    batch_rows: int
+    batch_delay_s: float
+    max_attempts: int
+
+
+Barrier = Callable[[], Awaitable[None]]
+"""Returns once whatever was written before the stream named the table is visible to a scan."""
+
+
+class Pipeline:
+    """Runs one pipeline until cancelled, or until a fault that it cannot mend is raised from :meth:`run`."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        target: Target,
+        gate: ModelGate,
+        observer: Observer,
+        tuning: Tuning,
+        progress: Progress,
+        *,
+        barrier: Barrier,
+        settled: Callable[[], None],
+        backfilled: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.desk = desk
+        self.target = target
+        self.progress = progress
+        self.paused = False
+        self.queued = 0
+        self._gate = gate
+        self._tuning = tuning
+        self._barrier = barrier
+        self._backfilled = backfilled
+        self._settled_outside = settled
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._windows: set[asyncio.Task[None]] = set()
+        self._scanning = asyncio.Event()
+        if progress.reason is not None:
+            self._scanning.set()
+        self.writer = Writer(desk, target, observer, self._settled)
+        self._delivery = Delivery(desk, target, gate, self.writer, observer, tuning.max_attempts)
+        self.scan = Scan(desk, target, progress, self._moved, self._wake)
+        self._failure: asyncio.Future[None] | None = None
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Say that keys became dirty or settled. Call it from the event loop."""
+        self._wake.set()
+        self._moved.set()
+
+    def reconcile(self, reason: str) -> None:
+        """Have the source scanned from the start. The caller has made the reason durable."""
+        self.progress.reason, self.progress.phase, self.progress.cursor = reason, "rows", None
+        self.progress.done = 0
+        self._scanning.set()
+
+    @property
+    def unprocessed(self) -> int:
+        """Rows known to wait or to be in flight, and during a scan those not yet looked at."""
+        progress = self.progress
+        ahead = max(0, progress.total - progress.done) if progress.reason and progress.phase == "rows" else 0
+        return max(self.desk.dirty.rows + self.queued, ahead)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of the stream is pending or in flight."""
+        return not self.desk.dirty.rows and not self._windows and self.desk.dirty.truncation is None
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled.
+
+        Raises:
+            PipelineFault: source, destination or a setting must be mended; the pipeline can be made anew afterwards.
+            Fenced: another consumer has taken over.
+        """
+        self._failure = asyncio.get_running_loop().create_future()
+        self.queued = await self._patiently(self.target.queued)
+        parts = [
+            asyncio.create_task(part, name=f"{self.desk.name} {part.__name__}")
+            for part in (self._dispatch(), self.writer.run(), self._scan())
+        ]
+        self._wake.set()
+        try:
+            done, _ = await asyncio.wait([*parts, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            for finished in done:
+                finished.result()
+        finally:
+            for task in (*parts, *self._windows):
+                task.cancel()
+            await asyncio.gather(*parts, *self._windows, return_exceptions=True)
+            self._failure.cancel()
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._truncate()
+            while len(self._windows) < WINDOWS and not self.paused:
+                if not self._gate.is_up:
+                    await self._gate.ready()
+                if self._tuning.batch_delay_s and len(self._windows) > 0:
+                    await asyncio.sleep(self._tuning.batch_delay_s)
+                works, priority = self._take()
+                if not works and not await self._load():
+                    break
+                if works:
+                    self._start(works, priority)
+
+    def _take(self) -> tuple[list[Work], Priority]:
+        rows = self._tuning.batch_rows * BATCHES_PER_WINDOW
+        dirty = self.desk.dirty
+        with self.desk.lock:
+            works = dirty.take(rows, WINDOW_BYTES)
+            if works or len(self._windows) >= WINDOWS - 1:  # a scan leaves one window to live changes
+                return works, Priority.LIVE
+            return dirty.take_found(rows, WINDOW_BYTES), Priority.SCAN
+
+    def _start(self, works: list[Work], priority: Priority) -> None:
+        task = asyncio.create_task(self._window(works, priority), name=f"{self.desk.name} window")
+        self._windows.add(task)
+        task.add_done_callback(self._window_done)
+
+    async def _window(self, works: list[Work], priority: Priority) -> None:
+        try:
+            await self._delivery.deliver(works, priority)
+        except ModelAway:
+            return  # the works are dirty again, and may be queued durably while the model is away
+        except Unavailable:
+            await asyncio.sleep(1.0)  # likewise; the database is away, or a lock was not to be had
+
+    def _window_done(self, task: asyncio.Task[None]) -> None:
+        self._windows.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(exc)
+        self.notify()
+
+    def _settled(self) -> None:
+        self.queued = max(0, self.queued - self.writer.dequeued)
+        self.writer.dequeued = 0
+        self._moved.set()
+        self._settled_outside()
+
+    async def _truncate(self) -> None:
+        commit = self.desk.dirty.truncation
+        if commit is None or self.desk.dirty.inflight_rows:
+            return  # what is in flight is older: it must land before the destination is emptied
+        written = await self._patiently(lambda: self.target.truncate(commit.lsn))
+        self.writer.embeddings = written.embeddings
+        self.queued = max(0, self.queued - written.dequeued)
+        with self.desk.lock:
+            self.desk.dirty.truncated(commit)
+        self.notify()
+        self._settled_outside()
+
+    async def _scan(self) -> None:
+        while True:
+            await self._scanning.wait()
+            self._scanning.clear()
+            for attempt in itertools.count(1):
+                try:
+                    await self._barrier()
+                    await self.scan.run()
+                    await self._backfilled()
+                    break
+                except Unavailable:
+                    await asyncio.sleep(backoff_s(attempt))
+
+    # -- the durable queue ------------------------------------------------------------------------------------------
+
+    async def _load(self) -> bool:
+        """Take a page of the durable queue up, if there is nothing else to do; tell whether there was one."""
+        if not self.queued or self.desk.dirty.rows or self._windows:
+            return False
+        keys = await self._patiently(lambda: self.target.dequeue(QUEUE_PAGE))
+        if not keys:
+            return False
+        with self.desk.lock:
+            for key, lsn in keys:
+                self.desk.dirty.load(key, Claim(lsn))
+        return True
+
+    async def spill(self) -> int:
+        """Move a page of pending stream keys to the durable queue, so that their WAL can be acknowledged."""
+        with self.desk.lock:
+            works = self.desk.dirty.spill(SPILL_PAGE)
+            counted = self.desk.count.counted
+        if not works:
+            return 0
+        try:
+            await self._delivery.visible(works)
+            gained = await self.target.enqueue(works, counted)
+        except BaseException:
+            with self.desk.lock:
+                for work in works:
+                    self.desk.dirty.requeue(work)
+            raise
+        with self.desk.lock:
+            for work in works:
+                self.desk.dirty.settle(work)
+            self.desk.count.persisted(counted)
+        self.queued += gained
+        self.notify()
+        self._settled_outside()
+        return len(works)
+
+    async def save_count(self) -> None:
+        """Make the count of source rows durable, if it is not."""
+        with self.desk.lock:
+            if not self.desk.count.unsaved:
+                return
+            counted = self.desk.count.counted
+        await self.target.save_count(counted)
+        with self.desk.lock:
+            self.desk.count.persisted(counted)
+        self._settled_outside()
+
+    async def _patiently(self, action: Callable[[], Awaitable[T]]) -> T:
+        for attempt in itertools.count(1):
+            try:
+                return await action()
+            except Unavailable:
+                await asyncio.sleep(backoff_s(attempt))
+        raise AssertionError("unreachable")
