@@ -52,11 +52,7 @@ class Guard:
         if self._token is not None:
             if hmac.compare_digest(_presented(headers.get("authorization", "")), self._token):
                 return None
-            return JSONResponse(
-                {"error": "This endpoint needs the token of WALVEC_HTTP_TOKEN as a bearer token."},
-                401,
-                {"WWW-Authenticate": 'Bearer realm="walvec", Basic realm="walvec", charset="UTF-8"'},
-            )
+            return _unauthorized()
         host = headers.get("host", "")
         if self._local and not _is_own_name(host):
             return _forbidden(
@@ -66,6 +62,14 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return _forbidden("This server does not answer to pages of other sites unless WALVEC_HTTP_TOKEN is set.")
         return None
+
+
+def _unauthorized() -> JSONResponse:
+    sentence = "This endpoint needs the token of WALVEC_HTTP_TOKEN as a bearer token."
+    reply = JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": 'Bearer realm="walvec"'})
+    # A header of its own: browsers read one challenge per header, though RFC 9110 allows a list.
+    reply.headers.append("WWW-Authenticate", 'Basic realm="walvec", charset="UTF-8"')
+    return reply
 
 
 def _forbidden(sentence: str) -> JSONResponse:
