@@ -1,0 +1,63 @@
+"""The command line: parse, call, print.
+
+A refusal is one line on standard error and an exit status, never a traceback. Heavy modules are imported by the command
+that needs them, so that ``walvec --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cdc.cli import consumer, pipelines, setup
+from cdc.cli.output import note
+from cdc.errors import WalvecError
+
+REFUSED = 2
+"""Exit status of a refusal that names no other: 1 is kept for answers, such as `verify` finding a difference."""
+
+app = typer.Typer(
+    name="walvec",
+    help="Embeddings that follow PostgreSQL rows through the write-ahead log.",
+    epilog="Start with `walvec doctor`, then `walvec run`. `walvec COMMAND --help` lists the flags of a command.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+for part in (consumer, setup, pipelines):
+    part.register(app)
+
+
+def main() -> None:
+    """Run the command that was typed, and exit."""
+    sys.exit(_status())
+
+
+def _status() -> int:
+    try:
+        app()
+    except SystemExit as exc:  # click's own way to end, with a command's status
+        return exc.code if isinstance(exc.code, int) else REFUSED if exc.code else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`walvec status | head`). Nothing more can be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except WalvecError as exc:
+        return _refuse(exc)
+    except Exception as exc:
+        if not type(exc).__module__.startswith("psycopg"):
+            raise
+        from cdc.postgres.connect import classify
+
+        return _refuse(classify(exc))
+    return 0
+
+
+def _refuse(exc: WalvecError) -> int:
+    note(str(exc))
+    return exc.exit_code if exc.exit_code != 1 else REFUSED

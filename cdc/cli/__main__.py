@@ -1,0 +1,5 @@
+"""``python -m cdc.cli`` is ``walvec``."""
+
+from cdc.cli import main
+
+main()

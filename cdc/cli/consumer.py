@@ -1,0 +1,184 @@
+"""Commands about the stream itself: run it, wait for it, compare, search, show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
+
+from cdc.cli.flags import with_settings
+from cdc.cli.output import as_json, console, note, table
+from cdc.config import Settings
+from cdc.errors import TimedOut
+
+Pipeline = Annotated[str | None, typer.Argument(metavar="[PIPELINE]", help="One pipeline; all of them without it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+PANEL = "Stream"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel=PANEL)(with_settings(run))
+    app.command(rich_help_panel=PANEL)(with_settings(sync))
+    app.command(rich_help_panel=PANEL)(with_settings(verify))
+    app.command(rich_help_panel=PANEL)(with_settings(reconcile))
+    app.command(rich_help_panel=PANEL)(with_settings(search))
+    app.command(rich_help_panel=PANEL)(demo)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(rich_help_panel=PANEL, context_settings=passed_on)(bench)
+
+
+def run(settings: Settings) -> None:
+    """Follow the publication and keep its embeddings in sync, in the foreground.
+
+    SIGTERM drains and acknowledges; a second signal stops at once. Exit status: 0 stopped, 2 a setting or privilege is
+    wrong, 3 a person is needed. A server that is down is waited for.
+    """
+    from cdc import app
+
+    raise typer.Exit(app.run(settings))
+
+
+def sync(
+    settings: Settings,
+    timeout: Annotated[
+        float | None, typer.Option(help="Give up after this many seconds.", metavar="S", min=0, show_default="none")
+    ] = None,
+) -> None:
+    """Return when all that was committed before this call is embedded or dead-lettered, backfills included.
+
+    Exit status: 0 in sync, 4 timed out.
+    """
+    from cdc.postgres.sync import Sync
+
+    if not Sync(settings, note).wait(timeout):
+        raise TimedOut(f"Not in sync after {timeout:g} s.", "`walvec status` shows what is still under way.")
+
+
+def verify(
+    settings: Settings,
+    pipeline: Pipeline = None,
+    json: Json = False,
+    deep: Annotated[
+        int, typer.Option(help="Re-embed N random rows too, and compare the vectors.", metavar="N", min=0)
+    ] = 0,
+) -> None:
+    """Compare source and embeddings by hash, changing nothing, with or without a running consumer.
+
+    Exit status: 0 equal, 1 not.
+    """
+    from cdc.postgres.connect import connect_sync
+    from cdc.postgres.verify import Verifier
+
+    rows: list[dict[str, object]] = []
+    equal = True
+    with connect_sync(settings, "verify") as conn:
+        verifier = Verifier(conn, settings.schema)
+        for name in verifier.names(pipeline):
+            compared = verifier.compare(name)
+            row, equal = compared.to_json(), equal and compared.equal
+            if deep:
+                from cdc import app
+
+                row["different"] = app.deep_verify(settings, verifier.sample(name, deep))
+                equal = equal and not row["different"]
+            rows.append(row)
+    if json:
+        as_json(rows)
+    elif rows:
+        _print_rows(rows)
+    else:
+        note("There is no pipeline to compare yet.")
+    raise typer.Exit(0 if equal else 1)
+
+
+def reconcile(
+    settings: Settings,
+    pipeline: Pipeline = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what differs, and change nothing.")] = False,
+) -> None:
+    """Compare source with embeddings by hash, embed what differs and remove orphans."""
+    from cdc import app
+
+    with _Progress() as progress:
+        rows = app.reconcile(settings, pipeline, dry_run=dry_run, progress=progress.update)
+    if rows:
+        _print_rows(rows)
+    else:
+        note("There is no pipeline to reconcile yet.")
+
+
+def search(
+    settings: Settings,
+    pipeline: Annotated[str, typer.Argument(help="The pipeline to search.")],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", help="How many rows.", metavar="N", min=1, max=10_000)] = 10,
+    json: Json = False,
+) -> None:
+    """Print the rows whose embeddings are nearest to a text, nearest first."""
+    from cdc import app
+
+    found = app.search(settings, pipeline, text, k)
+    if json:
+        as_json(found)
+        return
+    lines = [(f"{row['distance']:.4f}", _key(row["key"]), _excerpt(row["content"])) for row in found]
+    console().print(table(["distance", "key", "content"], lines, ["distance"]))
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running, with metrics and status page.")] = False,
+) -> None:
+    """Show it all on an embedded PostgreSQL with real text and a real model; no database needed."""
+    from cdc import demo as show
+
+    raise typer.Exit(show.main(keep))
+
+
+def bench(context: typer.Context) -> None:
+    """Measure this machine; `walvec bench --help` lists what."""
+    from cdc import bench as measure
+
+    raise typer.Exit(measure.main(context.args))
+
+
+class _Progress:
+    """A bar per pipeline on a terminal's standard error; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, pipeline: str, done: int, total: int) -> None:
+        """Show ``done`` of about ``total`` rows of a pipeline."""
+        if pipeline not in self._tasks:
+            self._tasks[pipeline] = self._bars.add_task(pipeline)
+        self._bars.update(self._tasks[pipeline], completed=done, total=max(done, total))  # type: ignore[arg-type]
+
+
+def _print_rows(rows: Sequence[Mapping[str, object]]) -> None:
+    columns = list(rows[0])
+    console().print(table(columns, [[row[column] for column in columns] for row in rows], columns[1:]))
+
+
+def _key(key: object) -> str:
+    return ", ".join(f"{name}={value}" for name, value in key.items()) if isinstance(key, Mapping) else str(key)
+
+
+def _excerpt(content: object, width: int = 120) -> str:
+    line = " ".join(str(content or "").split())
+    return line if len(line) <= width else line[: width - 1] + "…"
