@@ -18,6 +18,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -40,7 +41,7 @@ class FaultProxy:
         self._flowing = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
 
@@ -103,21 +104,24 @@ class FaultProxy:
         """Refuse new connections; open ones live on."""
 
         def close_listener() -> None:
-            if self._server is not None:
-                self._server.close()
-                self._server = None
+            if self._listener is not None:
+                self._loop.remove_reader(self._listener)
+                self._listener.close()
+                self._listener = None
 
         self._on_loop(close_listener)
 
     def accept(self) -> None:
         """Accept connections, after :meth:`refuse` on the same port."""
 
-        async def listen() -> None:
-            if self._server is None:
-                self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-                self.port = self._server.sockets[0].getsockname()[1]
+        def open_listener() -> None:
+            if self._listener is None:
+                self._listener = socket.create_server(("127.0.0.1", self.port))
+                self._listener.setblocking(False)
+                self.port = self._listener.getsockname()[1]
+                self._loop.add_reader(self._listener, self._accept_one, self._listener)
 
-        asyncio.run_coroutine_threadsafe(listen(), self._loop).result(timeout=10)
+        self._on_loop(open_listener)
 
     # --- on the loop --------------------------------------------------------------------------------------------
 
@@ -127,11 +131,22 @@ class FaultProxy:
 
         asyncio.run_coroutine_threadsafe(act(), self._loop).result(timeout=10)
 
-    async def _carry(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept_one(self, listener: socket.socket) -> None:
+        # Not asyncio's own server or sock_accept: what those hold half accepted when they end is never closed.
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            accepted, _ = listener.accept()
+            accepted.setblocking(False)
+            self.connections += 1
+            task = self._loop.create_task(self._carry(accepted))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._carried, accepted))
+
+    def _carried(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        accepted.close()  # a task that was cancelled before its first step has closed nothing
+        self._tasks.discard(task)
+
+    async def _carry(self, accepted: socket.socket) -> None:
+        client_reader, client = await asyncio.open_connection(sock=accepted)
         self._writers.add(client)
         server: asyncio.StreamWriter | None = None
         try:
@@ -146,11 +161,12 @@ class FaultProxy:
         except* (OSError, asyncio.CancelledError):
             _reset(client, server)  # what one end suffers the other end learns
         finally:
-            self._tasks.discard(task)
             for end in (client, server):
                 if end is not None:
                     self._writers.discard(end)
                     end.close()
+                    with contextlib.suppress(OSError):
+                        await end.wait_closed()
 
     async def _receive(self, reader: asyncio.StreamReader, line: asyncio.Queue[tuple[float, bytes]]) -> None:
         data = b"-"
@@ -193,6 +209,8 @@ class FaultProxy:
 
     async def _finish(self) -> None:
         while self._tasks:
+            await asyncio.sleep(0)
+        for _ in range(3):  # transports say goodbye in callbacks that are still to run
             await asyncio.sleep(0)
 
 
