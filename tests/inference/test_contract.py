@@ -8,7 +8,7 @@ import pytest
 
 from inference.errors import EmbedError, ModelUnavailable
 
-WORDS = "the zip archive reads rows of a table and writes them back while nobody waits for it".split()
+WORDS = ["the", "zip", "archive", "reads", "rows", "of", "a", "table", "and", "writes", "them", "back", "in", "turn"]
 
 
 def mixed(count: int, seed: int = 5) -> list[str]:

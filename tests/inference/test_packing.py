@@ -1,3 +1,7 @@
+import argparse
+import itertools
+import zipfile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +36,7 @@ def test_no_batch_is_over_budget_unless_it_is_one_text(lengths, limits):
 @given(lengths_of, limits_of)
 def test_no_two_neighbours_would_have_fitted_one_batch(lengths, limits):
     batches = pack(lengths, limits)
-    for left, right in zip(batches, batches[1:], strict=False):
+    for left, right in itertools.pairwise(batches):
         joined = [*left, right[0]]
         assert len(joined) > limits.max_rows or padded(lengths, [joined], limits.max_tokens) > limits.max_padded_tokens
 
@@ -85,13 +89,8 @@ def test_estimate(length, tokens):
 def test_estimate_is_near_the_truth_on_english():
     from inference.minilm import WordPieces
 
-    texts = [part for part in (zip_doc() + __import__("argparse").__doc__).split("\n\n") if part.strip()]
+    members = (argparse, zipfile, zipfile.ZipFile, zipfile.ZipFile.open, argparse.ArgumentParser)
+    texts = [part for member in members for part in str(member.__doc__).split("\n\n")]
     true = sum(map(len, WordPieces.load().encode(texts)))
     guessed = sum(estimate(len(text.encode()), 256) for text in texts)
     assert 0.75 < guessed / true < 1.35
-
-
-def zip_doc() -> str:
-    import zipfile
-
-    return "\n\n".join(str(member.__doc__) for member in (zipfile, zipfile.ZipFile, zipfile.ZipFile.open))

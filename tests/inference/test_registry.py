@@ -22,7 +22,7 @@ def test_runtimes_of_later_versions_say_so(runtime):
 
 
 def test_unknown_runtime_names_what_there_is():
-    with pytest.raises(ModelMisconfigured, match="no runtime 'tirton'.*triton, ort, hash"):
+    with pytest.raises(ModelMisconfigured, match=r"no runtime 'tirton'.*triton, ort, hash"):
         make_embedder("tirton", "m")
 
 
