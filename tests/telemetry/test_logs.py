@@ -94,7 +94,7 @@ def test_local_variables_are_not_printed():
 def test_a_terminal_gets_no_control_characters():
     stream = io.StringIO()
     configure("info", "console", stream=stream)
-    structlog.get_logger().warning("pipeline_failed", pipeline="x\x1b[2Jy\nforged")
+    structlog.get_logger().warning("pipeline_failed", pipeline="x\x1b[2Jy", reason="a\nforged")
     assert "\x1b" not in stream.getvalue()
     assert len(stream.getvalue().splitlines()) == 1
 
