@@ -78,3 +78,7 @@ class UnknownPipeline(WalvecError):
 
 class RowRefused(WalvecError):
     """The database refused a value of a batch: some row of it is at fault."""
+
+
+class ModelUnknown(Unavailable):
+    """The width of the model's vectors is needed, and the model has not been reached yet."""

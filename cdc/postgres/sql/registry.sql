@@ -9,18 +9,11 @@ FROM pg_catalog.pg_replication_slots AS r WHERE r.slot_name = %(slot)s
 -- name: slot_row
 SELECT epoch, publication_oid::bigint, system_identifier, timeline, ack_limit FROM {schema}.slots WHERE slot = %(slot)s
 
--- name: system
-SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
-       (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
-       pg_catalog.current_setting('wal_level'), pg_catalog.current_setting('server_encoding'),
+-- name: server
+SELECT pg_catalog.current_setting('wal_level'),
+       (SELECT pg_catalog.pg_encoding_to_char(d.encoding)::text FROM pg_catalog.pg_database AS d
+        WHERE d.datname = pg_catalog.current_database()),
        pg_catalog.pg_is_in_recovery()
-
--- name: create_slot
-SELECT slot_name::text, lsn FROM pg_catalog.pg_create_logical_replication_slot(%(slot)s, 'pgoutput')
-
--- name: create_slot_failover
-SELECT slot_name::text, lsn
-FROM pg_catalog.pg_create_logical_replication_slot(%(slot)s, 'pgoutput', failover => true)
 
 -- name: drop_slot
 SELECT pg_catalog.pg_drop_replication_slot(%(slot)s)
@@ -45,6 +38,17 @@ FROM {schema}.pipelines AS p WHERE p.id = g.pipeline_id AND p.slot = %(slot)s
 -- name: reserve
 UPDATE {schema}.slots SET ack_limit = %(limit)s, updated_at = now() WHERE slot = %(slot)s AND epoch = %(epoch)s
 RETURNING epoch
+
+-- name: reserve_any
+UPDATE {schema}.slots SET ack_limit = %(limit)s WHERE slot = %(slot)s
+
+-- name: release_leases
+-- What the previous holder had leased of the durable queue is free again.
+UPDATE {schema}.dirty AS d SET leased_until = NULL
+FROM {schema}.pipelines AS p WHERE p.id = d.pipeline_id AND p.slot = %(slot)s AND d.leased_until IS NOT NULL
+
+-- name: moved
+UPDATE {schema}.pipelines SET storage = %(storage)s WHERE id = %(pipeline)s
 
 -- name: publish_slot
 UPDATE {schema}.slots SET state = %(state)s, reason = %(reason)s, updated_at = now()

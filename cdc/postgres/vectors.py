@@ -1,0 +1,182 @@
+"""Where vectors are kept: the destination table or column, its type, and its approximate index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from cdc.errors import PipelineFault
+from cdc.postgres import expressions
+from cdc.postgres.connect import ConnectionSettings, connect_sync
+from cdc.postgres.expressions import Source
+from cdc.postgres.queries import bound, query
+from cdc.postgres.statements import VectorType
+from cdc.rows import Table
+
+Connection = psycopg.AsyncConnection[Any]
+
+INDEX_LIMITS = {"vector": 2000, "halfvec": 4000}
+"""Widest vectors that pgvector's HNSW indexes (https://github.com/pgvector/pgvector#hnsw)."""
+
+OPERATOR_CLASSES = {"vector": "vector_cosine_ops", "halfvec": "halfvec_cosine_ops"}
+
+NEEDED = ("chunk", "source_hash", "source_lsn", "model", "embedded_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A destination that is ready; ``made``: it was not there before."""
+
+    vector: VectorType
+    made: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Existing:
+    types: dict[str, str]  # by column, the bare type name
+    dimension: int  # of the vector column, -1 where its type has none
+
+
+async def ensure_destination(
+    connection: Connection, control: str, target: Table, column: str | None, source: Source, wanted: str, dimension: int
+) -> Destination:
+    """Make the destination where it is missing, and check it where it is not.
+
+    Args:
+        connection: In autocommit mode.
+        control: The control schema.
+        target: The embeddings table, or for in-place pipelines the table of hashes.
+        column: The source's own vector column, for in-place pipelines.
+        source: What is embedded.
+        wanted: ``vector``, ``halfvec`` or ``real[]``; where pgvector cannot be had, ``real[]`` is used.
+        dimension: Width of the vectors.
+
+    Raises:
+        PipelineFault: something else stands in its place.
+    """
+    holder, name = (source.table, column) if column is not None else (target, "embedding")
+    existing = await _existing(connection, holder, name)
+    kind = _existing_kind(existing, name)
+    if kind is not None and existing is not None:
+        _check_vector(holder, name, existing, kind, dimension)
+        vector = await _vector_type(connection, control, kind, dimension)
+    else:
+        vector = await _vector_type(connection, control, wanted, dimension)
+    if column is not None and kind is None:
+        raise PipelineFault(
+            f"{source.table} has no vector column {column}.",
+            f"ALTER TABLE {source.table} ADD COLUMN {column} {vector.sql};",
+        )
+    books = existing if column is None else await _existing(connection, target, "")
+    if books is not None:
+        _check_table(target, books, source, () if column is not None else ("embedding",))
+        return Destination(vector, made=False)
+    await connection.execute(
+        query(
+            "target",
+            "create_hashes" if column is not None else "create_embeddings",
+            target=expressions.identifier(target),
+            keys=expressions.columns(source.key),
+            key_definitions=_key_definitions(source),
+            vector_type=sql.SQL(cast(LiteralString, vector.sql)),
+        )
+    )
+    return Destination(vector, made=True)
+
+
+def _key_definitions(source: Source) -> sql.Composed:
+    return sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(cast(LiteralString, column.type)))
+        for column in source.key
+    )
+
+
+async def _existing(connection: Connection, table: Table, vector_column: str) -> _Existing | None:
+    cursor = await connection.execute(bound("catalog", "target"), {"schema": table.schema, "table": table.name})
+    rows = await cursor.fetchall()
+    if not rows:
+        return None
+    width = next((modifier for name, _, _, modifier, _ in rows if name == vector_column), -1)
+    return _Existing({name: bare for name, _, bare, _, _ in rows}, width)
+
+
+def _existing_kind(existing: _Existing | None, column: str) -> str | None:
+    if existing is None or column not in existing.types:
+        return None
+    bare = existing.types[column]
+    return {"vector": "vector", "halfvec": "halfvec", "_float4": "real[]"}.get(bare, bare)
+
+
+def _check_vector(holder: Table, column: str, existing: _Existing, kind: str, dimension: int) -> None:
+    if kind not in ("vector", "halfvec", "real[]"):
+        raise PipelineFault(
+            f"Column {column} of {holder} is of type {kind}, which cannot hold a vector.",
+            "Use a column of type vector, halfvec or real[].",
+        )
+    if kind != "real[]" and existing.dimension not in (-1, dimension):
+        raise PipelineFault(
+            f"Column {column} of {holder} holds vectors of {existing.dimension} dimensions; the model makes "
+            f"{dimension}.",
+            f"Drop or rename {holder} to have it made anew, or set WALVEC_MODEL to the model it was made with.",
+        )
+
+
+def _check_table(target: Table, existing: _Existing, source: Source, more: tuple[str, ...]) -> None:
+    keys = tuple(column.name for column in source.key)
+    missing = [name for name in (*keys, *NEEDED, *more) if name not in existing.types]
+    if missing:
+        raise PipelineFault(
+            f"{target} exists, but is not an embeddings table of {source.table}: it has no column {missing[0]}.",
+            f"Rename or drop {target}; walvec makes its own.",
+        )
+
+
+async def _vector_type(connection: Connection, control: str, kind: str, dimension: int) -> VectorType:
+    if kind != "real[]":
+        cursor = await connection.execute(bound("catalog", "vector_extension"), {"type": kind})
+        row = await cursor.fetchone()
+        if row is not None:
+            schema, oid, _ = row
+            name = sql.Identifier(schema, kind).as_string(None)
+            return VectorType(kind, f"{name}({dimension})", f"{name}[]", oid, schema)
+    cursor = await connection.execute(bound("catalog", "domain"), {"control": control})
+    row = await cursor.fetchone()
+    if row is None:
+        raise PipelineFault(f"The control schema {control} lacks the type real_vector.", "Run `walvec init`.")
+    return VectorType("real[]", "real[]", sql.Identifier(control, "real_vector").as_string(None) + "[]", row[0], "")
+
+
+def ensure_index(settings: ConnectionSettings, table: Table, column: str, kind: str, dimension: int) -> str:
+    """Build the HNSW index of ``table`` unless there is one; return ``built``, ``present`` or why not.
+
+    The rest of a build that failed is removed first. The build locks no writer out.
+    """
+    if kind not in OPERATOR_CLASSES:
+        return "no pgvector"
+    if dimension > INDEX_LIMITS[kind]:
+        return f"{dimension} dimensions are more than pgvector indexes as {kind}"
+    with connect_sync(settings, "index") as connection:
+        rows = connection.execute(
+            bound("registry", "indexes"), {"schema": table.schema, "table": table.name}
+        ).fetchall()
+        for name, valid in rows:
+            if valid:
+                return "present"
+            connection.execute(
+                sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(table.schema, name))
+            )
+        extension = connection.execute(bound("catalog", "vector_extension"), {"type": kind}).fetchone()
+        if extension is None:
+            return "no pgvector"
+        connection.execute("SET maintenance_work_mem = '256MB'")
+        connection.execute(
+            sql.SQL("CREATE INDEX CONCURRENTLY ON {} USING hnsw ({} {})").format(
+                expressions.identifier(table),
+                sql.Identifier(column),
+                sql.Identifier(extension[0], OPERATOR_CLASSES[kind]),
+            )
+        )
+    return "built"

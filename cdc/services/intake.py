@@ -1,0 +1,336 @@
+"""Frames of the stream become dirty keys, row counts, and commits in the ledger.
+
+The reader's thread feeds frames, the event loop takes work; whoever touches what they share holds :attr:`Intake.lock`.
+Nothing here waits, and nothing here knows the time. A transaction is worked on as it arrives: it is never assembled, so
+its size does not matter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from struct import Struct
+from typing import Final
+
+from cdc.flow.dirty import Budget, Kind
+from cdc.flow.ledger import Commit, Ledger
+from cdc.ports import Observer, Route
+from cdc.prepare.text import Composer, source_hash
+from cdc.rows import UNCHANGED, Cell, Key, Table
+from cdc.services.desk import Desk
+from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
+from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
+from cdc.wire.pgoutput import decode
+from cdc.wire.relations import Relation
+from cdc.wire.tuples import ROUTE_KEY, RowDecoder
+
+PREFIX: Final = "walvec"
+OWN: Final = b"own"
+
+_INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT = b"I", b"U", b"D", b"B", b"C"
+_BEGIN_BODY = Struct(">QqI").unpack_from
+_COMMIT_BODY = Struct(">xQQq").unpack_from
+_FIRST_CELL = BODY + 8
+
+
+@dataclass(slots=True)
+class Lane:
+    """A pipeline as the stream sees it."""
+
+    desk: Desk
+    route: Route
+    composer: Composer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the composer of the route's text."""
+        self.composer = Composer(self.route.text)
+
+
+class _TableReader:
+    """Reads one table's changes for one lane: the key's cells first, then the text's."""
+
+    def __init__(self, relation: Relation, lane: Lane) -> None:
+        names = {name: index for index, name in enumerate(relation.column_names)}
+        key = [names.get(column.name) for column in lane.route.key]
+        text = [names.get(column.name) for column in lane.route.text]
+        self.lane = lane
+        self.width = len(key)
+        self.readable = None not in key
+        # A column that the table did not have yet: the row is read from the table, as it is now.
+        self.has_text = None not in text
+        wanted = [index for index in (*key, *(text if self.has_text else ())) if index is not None]
+        self.decoder = RowDecoder(relation, wanted if self.readable else ())
+
+    def key(self, cells: Sequence[Cell], old: Sequence[Cell] | None = None) -> Key:
+        """Return the key of a row; a cell too long to be sent again is taken from the old tuple."""
+        if self.width == 1:
+            cell = cells[0]
+            if cell is UNCHANGED or cell is None:
+                cell = old[0] if old is not None else b""
+            return cell if isinstance(cell, bytes) else b""
+        whole = [
+            (old[i] if cell is UNCHANGED and old is not None else cell) for i, cell in enumerate(cells[: self.width])
+        ]
+        return tuple(cell if isinstance(cell, bytes) else b"" for cell in whole)
+
+
+class Intake:
+    """What the stream has told, for all pipelines of one consumer.
+
+    Args:
+        lock: The lock of all desks.
+        budget: What pending work may hold.
+        observer: Told of changes, in bulk.
+        wake: Called from the reader's thread when keys became dirty.
+        heard: Called from the reader's thread when somebody sent a message of ours, or a table's definition changed.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        budget: Budget,
+        observer: Observer,
+        wake: Callable[[], None],
+        heard: Callable[[], None],
+    ) -> None:
+        self.lock = lock
+        self.budget = budget
+        self.ledger = Ledger()
+        self.gap = ""
+        self._observer = observer
+        self._wake = wake
+        self._heard = heard
+        self._lanes: dict[Table, Lane] = {}
+        self._relations: dict[int, Relation] = {}
+        self._readers: dict[bytes, tuple[bytes, _TableReader]] = {}
+        self._by_oid: dict[int, _TableReader] = {}
+        self._commit: Commit | None = None
+        self._last_xid = 0
+        self._own = False
+        self._changed: Counter[tuple[str, str]] = Counter()
+        self._coalesced: Counter[str] = Counter()
+        self._touched: set[int] = set()
+        self._counting: list[Desk] = []
+
+    # -- from the event loop ----------------------------------------------------------------------------------------
+
+    def attach(self, lanes: Sequence[Lane]) -> int:
+        """Follow these pipelines from here on, and no others; return the xid of the newest transaction heard of.
+
+        Changes that came before belong to scans: a scan must wait until that transaction is visible.
+        """
+        with self.lock:
+            self._lanes = {table: lane for lane in lanes for table in lane.route.streamed_as}
+            self._readers.clear()
+            self._by_oid.clear()
+            for relation in self._relations.values():
+                self._learn(relation)
+            return self._commit.xid if self._commit is not None else self._last_xid
+
+    def reset(self) -> None:
+        """Begin anew with a new connection: what was not acknowledged will be sent again."""
+        with self.lock:
+            self.ledger = Ledger()
+            self.gap = ""
+            self._relations.clear()
+            self._readers.clear()
+            self._by_oid.clear()
+            self._commit = None
+            self._own = False
+            for desk in {id(lane.desk): lane.desk for lane in self._lanes.values()}.values():
+                desk.dirty.disconnect()
+                desk.count.forget()
+                desk.gaps.clear()
+
+    def acknowledged(self) -> int:
+        """Return the furthest position that may be acknowledged; none while a gap is not durably known."""
+        with self.lock:
+            return 0 if self.gap else self.ledger.acknowledged
+
+    @property
+    def is_full(self) -> bool:
+        """Whether reading should pause until keys have gone to the durable queue."""
+        return self.budget.rows > self.budget.max_rows + self.budget.max_rows // 4 + 10_000
+
+    # -- from the reader's thread -----------------------------------------------------------------------------------
+
+    def missed(self, what: str) -> None:
+        """Note that changes were skipped: nothing is acknowledged until a reconcile is durably due."""
+        with self.lock:
+            self.gap = what
+        self._heard()
+
+    def feed(self, frames: Sequence[bytes]) -> list[Keepalive]:
+        """Take frames in, in order; return the keepalives among them.
+
+        Raises:
+            DecodeError: a frame is not what the protocol says. Nothing may be skipped, so the connection must end.
+        """
+        keepalives: list[Keepalive] = []
+        with self.lock:
+            readers = self._readers
+            for frame in frames:
+                found = readers.get(frame[ROUTE_KEY])
+                if found is not None and frame[0] != KEEPALIVE:
+                    self._change(found[0], found[1], frame)
+                elif frame[0] == KEEPALIVE:
+                    keepalive = parse_frame(frame)
+                    assert isinstance(keepalive, Keepalive)
+                    self.ledger.keepalive(keepalive.wal_end)
+                    keepalives.append(keepalive)
+                else:
+                    self._message(frame)
+        self._report()
+        return keepalives
+
+    def _change(self, op: bytes, reader: _TableReader, frame: bytes) -> None:
+        commit = self._commit
+        if commit is None:
+            return
+        lane, width = reader.lane, reader.width
+        desk = lane.desk
+        old: Sequence[Cell] | None = None
+        if op == _DELETE:
+            cells: list[Cell] = reader.decoder.delete(frame)
+            self._mark(desk, reader.key(cells), Kind.DELETE, None, commit)
+            self._count(desk, commit, -1)
+            self._changed[desk.name, "delete"] += 1
+            return
+        if op == _INSERT:
+            cells = reader.decoder.last_tuple(frame, _FIRST_CELL)
+            self._count(desk, commit, 1)
+            self._changed[desk.name, "insert"] += 1
+        else:
+            old, cells = reader.decoder.update(frame)
+            self._changed[desk.name, "update"] += 1
+        key = reader.key(cells, old)
+        if old is not None:
+            before = reader.key(old)
+            if before != key:
+                # Keys that print differently may still be equal (1.0 and 1.00): only the table can tell.
+                self._mark(desk, before, Kind.REREAD, None, commit)
+        texts = cells[width:]
+        if not reader.has_text:
+            self._mark(desk, key, Kind.REREAD, None, commit)
+        elif UNCHANGED in texts:
+            moved = old is not None and reader.key(old) != key
+            if moved or any(cell is not UNCHANGED for cell in texts):
+                self._mark(desk, key, Kind.REREAD, None, commit)
+        else:
+            text = lane.composer.text(texts)
+            if self._own and self._is_echo(desk, key, text):
+                return
+            self._mark(desk, key, Kind.INSERT if op == _INSERT else Kind.UPDATE, text, commit)
+
+    def _mark(self, desk: Desk, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> None:
+        if commit.lsn <= desk.replay_until:
+            kind, text = Kind.REREAD, None
+        if desk.dirty.mark(key, kind, text, commit):
+            self._coalesced[desk.name] += 1
+
+    def _is_echo(self, desk: Desk, key: Key, text: bytes | None) -> bool:
+        """Tell whether a change is our own write-back seen again; count the times that it is not, for the same key."""
+        expected = desk.expected.pop(key, None)
+        if expected is None:
+            return False
+        if text is not None and source_hash(desk.fingerprint, text) == expected:
+            desk.rounds.pop(key, None)
+            return True
+        desk.rounds[key] = desk.rounds.get(key, 0) + 1
+        return False
+
+    def _count(self, desk: Desk, commit: Commit, difference: int) -> None:
+        desk.count.add(commit, difference)
+        if id(desk) not in self._touched:
+            self._touched.add(id(desk))
+            self._counting.append(desk)
+
+    def _message(self, frame: bytes) -> None:
+        tag = frame[BODY : BODY + 1]
+        if tag == _BEGIN and len(frame) == BODY + 21:
+            lsn, time, xid = _BEGIN_BODY(frame, BODY + 1)
+            self._commit = self.ledger.begin(lsn, xid, unix_us(time))
+            self._own = False
+        elif tag == _COMMIT and len(frame) == BODY + 26:
+            self._end(_COMMIT_BODY(frame, BODY + 1)[1])
+        elif tag in (_INSERT, _UPDATE, _DELETE) and int.from_bytes(frame[BODY + 1 : BODY + 5]) not in self._by_oid:
+            return  # a table that no pipeline follows
+        else:
+            self._other(frame)
+
+    def _other(self, frame: bytes) -> None:
+        message = decode(frame[BODY:])
+        if isinstance(message, RelationMessage):
+            known = self._relations.get(message.relation.oid)
+            self._relations[message.relation.oid] = message.relation
+            self._learn(message.relation)
+            if known is not None and known != message.relation:
+                self._heard()
+        elif isinstance(message, Truncate):
+            for oid in message.relation_oids:
+                self._truncate(oid)
+        elif isinstance(message, LogicalMessage) and message.prefix == PREFIX:
+            if message.content == OWN:
+                self._own = message.transactional
+            else:
+                self._heard()
+
+    def _truncate(self, oid: int) -> None:
+        reader, commit = self._by_oid.get(oid), self._commit
+        if reader is None or commit is None:
+            return
+        desk = reader.lane.desk
+        self._changed[desk.name, "truncate"] += 1
+        if len(reader.lane.route.streamed_as) == 1:
+            desk.dirty.truncate(commit)
+            desk.count.truncate(commit)
+            if id(desk) not in self._touched:
+                self._touched.add(id(desk))
+                self._counting.append(desk)
+        else:  # one partition of several: which keys it held, only a scan can say
+            commit.outstanding += 1
+            desk.gaps.append(commit)
+            self._heard()
+
+    def _end(self, end_lsn: int) -> None:
+        commit = self._commit
+        if commit is None:
+            return
+        for desk in self._counting:
+            desk.count.close(commit)
+        self._counting.clear()
+        self._touched.clear()
+        self.ledger.end(end_lsn)
+        self._last_xid = commit.xid
+        self._commit = None
+
+    def _learn(self, relation: Relation) -> None:
+        """Make or renew the reader of a table. Rows are found by tag, table, kind of tuple and number of columns."""
+        oid = relation.oid
+        for known in [key for key in self._readers if key[1:5] == oid.to_bytes(4)]:
+            del self._readers[known]
+        self._by_oid.pop(oid, None)
+        lane = self._lanes.get(relation.table)
+        if lane is None:
+            return
+        reader = _TableReader(relation, lane)
+        if not reader.readable:
+            return  # a key column is gone: the catalogue says so too, and a scan follows once it is mended
+        self._by_oid[oid] = reader
+        columns = len(relation.columns).to_bytes(2)
+        for op, kind in (*product((_INSERT, _UPDATE), (b"N",)), *product((_UPDATE, _DELETE), (b"K", b"O"))):
+            self._readers[op + oid.to_bytes(4) + kind + columns] = (op, reader)
+
+    def _report(self) -> None:
+        if self._changed:
+            for (name, op), rows in self._changed.items():
+                self._observer.changes(name, op, rows)
+            self._changed.clear()
+            self._wake()
+        if self._coalesced:
+            for name, rows in self._coalesced.items():
+                self._observer.coalesced(name, rows)
+            self._coalesced.clear()
