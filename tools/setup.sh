@@ -20,11 +20,11 @@ as_root() {
     fi
 }
 
-# debian NEED PACKAGE...: installs packages, or says in one sentence how somebody else can.
+# debian NEED PACKAGE: installs it, or says in one sentence how somebody else can install ${ADVISED:-PACKAGE}.
 debian() {
     need=$1
     shift
-    how="$need is missing: run \`apt-get install $*\` as root"
+    how="$need is missing: run \`apt-get install ${ADVISED:-$*}\` as root"
     command -v apt-get >/dev/null || fail "$need is missing and this is not a Debian system: install it${ELSE:-}."
     as_root true || fail "$how${ELSE:-} (neither root nor sudo works here)."
     echo "setup: installing $* ..."
@@ -54,6 +54,7 @@ venv() {
 }
 
 postgres15() {
+    ADVISED=postgresql-15
     ELSE=", or set PG15_BIN to the folder of its programs"
     [ -x "${PG15_BIN:-/usr/lib/postgresql/15/bin}/postgres" ] && return
     [ -z "${PG15_BIN:-}" ] || fail "PG15_BIN is $PG15_BIN, and there is no postgres program in it."
