@@ -30,7 +30,7 @@ class HashEmbedder:
     """Vectors by digest, computed in process."""
 
     runtime = "hash"
-    limits = Limits(max_rows=1024, max_padded_tokens=1 << 20, max_tokens=8192, concurrency=1)
+    limits = Limits(max_rows=1024, max_padded_tokens=1 << 20, max_tokens=8192, concurrency=4)
 
     def __init__(self, model: str) -> None:
         """Take the dimension from a model called ``hash-D``; any other name means 384.

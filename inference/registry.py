@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from inference.embedder import Embedder
@@ -32,6 +33,7 @@ def make_embedder(
         ModelMisconfigured: no such runtime, or settings it cannot work with.
     """
     if runtime == "triton":
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or gRPC prints failed handshakes; it looks once, on import
         from inference.triton import TritonEmbedder
 
         return TritonEmbedder(model, triton_urls, request_timeout_s=request_timeout_s)
