@@ -74,8 +74,8 @@ def doctor(settings: Settings, json: Json = False) -> None:
     else:
         out = console()
         for finding in findings:
-            out.print(f"{finding.level:<4}  {finding.code}  {finding.what}", soft_wrap=True)
-            if finding.level != "ok":
+            out.print(f"{finding.status:<4}  {finding.code}  {finding.what}", soft_wrap=True)
+            if finding.status != "ok":
                 out.print(f"      why: {finding.why}", soft_wrap=True)
                 out.print(f"      fix: {finding.fix}", soft_wrap=True)
     raise typer.Exit(exit_code(findings))

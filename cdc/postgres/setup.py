@@ -39,6 +39,10 @@ class SetupSettings(ConnectionSettings, Protocol):
     def vector_type(self) -> str:
         """The type of new embedding columns: ``vector``, ``halfvec`` or ``real[]``."""
 
+    @property
+    def index(self) -> str:
+        """The index of new destinations: ``hnsw`` or ``off``."""
+
 
 def parse_table(text: str) -> Table:
     """Return the table that ``text`` names: ``table``, ``schema.table``, quoted as in SQL where needed.
