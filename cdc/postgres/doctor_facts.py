@@ -19,6 +19,9 @@ from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
 
 Status = Literal["ok", "skip", "warn", "fail"]
+LONG_S = 120
+"""Seconds after which an open transaction is worth a word."""
+
 Conn = psycopg.Connection[TupleRow]
 
 
@@ -106,10 +109,10 @@ class Facts:
 
     def rows(self, name: str, **params: Any) -> list[dict[str, Any]]:
         """Return the rows of a query of ``sql/doctor.sql``."""
-        names = {"publication": self.settings.publication, "slot": self.settings.slot, "schema": self.settings.schema}
+        names = {name: getattr(self.settings, name) for name in ("publication", "slot", "schema")}
         statement = bound("doctor", name, None, schema=sql.Identifier(self.settings.schema))
         with self.conn.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(statement, {**names, **params}).fetchall()
+            return cursor.execute(statement, {"long_s": LONG_S, **names, **params}).fetchall()
 
     @cached_property
     def server(self) -> dict[str, Any]:

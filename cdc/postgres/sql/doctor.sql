@@ -77,16 +77,16 @@ SELECT to_jsonb(s) AS slot, current_database() AS here,
 FROM pg_replication_slots s WHERE s.slot_name = %(slot)s
 
 -- name: transactions
--- Open transactions older than two minutes that hold back the slot or VACUUM.
+-- Old transactions that hold back the slot or VACUUM. `long_s`: the age in seconds, here and below.
 SELECT pid, state, EXTRACT(epoch FROM clock_timestamp() - xact_start)::int AS seconds
 FROM pg_stat_activity
-WHERE xact_start < clock_timestamp() - interval '2 minutes' AND pid <> pg_backend_pid()
+WHERE xact_start < clock_timestamp() - make_interval(secs => %(long_s)s) AND pid <> pg_backend_pid()
   AND backend_type = 'client backend' AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)
 ORDER BY xact_start
 
 -- name: prepared
 SELECT gid, EXTRACT(epoch FROM clock_timestamp() - prepared)::int AS seconds
-FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '2 minutes' AND database = current_database()
+FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - make_interval(secs => %(long_s)s) AND database = current_database()
 ORDER BY prepared
 
 -- name: vector
