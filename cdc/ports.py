@@ -287,6 +287,14 @@ class Registry(Protocol):
         """
         ...
 
+    async def gone(self) -> list[str]:
+        """Return the attached pipelines whose tables were not in the publication at the last :meth:`wanted`."""
+        ...
+
+    async def moved(self, name: str, storage: str) -> None:
+        """Note that the storage of ``name`` has been looked at as it is now."""
+        ...
+
     async def detach(self, name: str) -> None:
         """Note that the table of ``name`` left the publication."""
         ...
@@ -337,6 +345,7 @@ class Stream(Protocol):
 
     system: str
     timeline: int
+    failure: WalvecError | None  # why reading ended by itself, if it did
 
     def begin(self) -> None:
         """Start reading."""
@@ -344,11 +353,6 @@ class Stream(Protocol):
 
     def acknowledge(self) -> None:
         """Say that work settled, so that a status reply may be due. Any thread."""
-        ...
-
-    @property
-    def failure(self) -> WalvecError | None:
-        """Why reading ended, if it did."""
         ...
 
     async def close(self, *, drain: bool) -> None:

@@ -89,6 +89,12 @@ class SourceCount:
         while self._pending and self._pending[0].lsn <= counted.lsn:
             self._pending.popleft().outstanding -= 1
 
+    def abandon(self) -> None:
+        """Let all commits go: a reconcile that is durably due will count again."""
+        while self._pending:
+            self._pending.popleft().outstanding -= 1
+        self._open = None
+
     def forget(self) -> None:
         """Drop what belongs to a connection that ended; its unacknowledged commits will be sent again."""
         self._pending.clear()

@@ -41,3 +41,13 @@ class Desk:
         if len(self.expected) >= _EXPECTED:
             self.expected.clear()
         self.expected[key] = digest
+
+    def release(self) -> None:
+        """Let go of everything that is pending: the pipeline ends here, and a scan makes up for it if it comes back."""
+        self.dirty.clear()
+        if (truncation := self.dirty.truncation) is not None:
+            self.dirty.truncated(truncation)
+        self.count.abandon()
+        for commit in self.gaps:
+            commit.outstanding -= 1
+        self.gaps.clear()

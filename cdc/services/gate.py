@@ -48,6 +48,15 @@ class ModelGate:
         """Wait until the model answers."""
         await self._up.wait()
 
+    def hold(self) -> None:
+        """Keep all back until :meth:`release`."""
+        self._up.clear()
+
+    def release(self) -> None:
+        """Let requests through: the model answers."""
+        self.trouble = None
+        self._up.set()
+
     async def embed(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Vectors:
         """Return the vectors of ``texts``.
 
@@ -113,8 +122,7 @@ class ModelGate:
             except EmbedFailed as exc:
                 self.trouble = exc
                 continue
-            self.trouble = None
-            self._up.set()
+            self.release()
             return
 
     async def close(self) -> None:

@@ -100,6 +100,7 @@ class Intake:
         self.budget = budget
         self.ledger = Ledger()
         self.gap = ""
+        self.ack_limit = 0
         self._observer = observer
         self._wake = wake
         self._heard = heard
@@ -146,9 +147,17 @@ class Intake:
                 desk.gaps.clear()
 
     def acknowledged(self) -> int:
-        """Return the furthest position that may be acknowledged; none while a gap is not durably known."""
+        """Return the furthest position that may be acknowledged; none while a gap is not durably known.
+
+        ``ack_limit`` is durably reserved: a slot that stands beyond it was moved by somebody else.
+        """
         with self.lock:
-            return 0 if self.gap else self.ledger.acknowledged
+            return 0 if self.gap else min(self.ledger.acknowledged, self.ack_limit)
+
+    def received(self) -> int:
+        """Return the end of what has been received."""
+        with self.lock:
+            return self.ledger.received
 
     @property
     def is_full(self) -> bool:

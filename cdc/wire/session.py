@@ -99,20 +99,17 @@ class ReplicationSession:
         return self._shutting_down and self._acknowledged < self._received
 
     def heard_data(self, now: float) -> None:
-        """WAL data arrived; its header's positions are not to be trusted and not taken."""
+        """Frames arrived, of whatever kind; the positions in an XLogData header are not to be trusted and not taken."""
         self._silence.broken(now)
-        self._progressed()
 
     def heard_commit(self, end_lsn: Lsn) -> None:
         """A Commit message with this end was decoded, from data reported by :meth:`heard_data`."""
-        self._received = max(self._received, end_lsn)
+        self._advance(end_lsn)
 
     def heard_keepalive(self, keepalive: Keepalive, now: float) -> None:
         """A keepalive arrived. Acknowledge its position, if nothing is pending, before asking for the reply."""
         self._silence.broken(now)
-        if keepalive.wal_end > self._received:
-            self._received = keepalive.wal_end
-            self._progressed()
+        self._advance(keepalive.wal_end)
         if keepalive.reply_requested:
             self._reply_asked = True
             self._note_request(now)
@@ -170,9 +167,11 @@ class ReplicationSession:
         wait = self._limits.min_interval if unreported or idle else self._limits.reply_interval
         return self._replied_at + wait
 
-    def _progressed(self) -> None:
-        self._requests.clear()
-        self._shutting_down = False
+    def _advance(self, lsn: Lsn) -> None:
+        if lsn > self._received:
+            self._received = lsn
+            self._requests.clear()
+            self._shutting_down = False
 
     def _note_request(self, now: float) -> None:
         if self._acknowledged >= self._received:

@@ -1,0 +1,323 @@
+"""Where objects meet: settings in, a running consumer out. The one module of ``cdc`` that knows ``inference``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import structlog
+
+from cdc.api.server import HttpServer
+from cdc.config import Settings
+from cdc.errors import ConfigError, Unavailable
+from cdc.flow.disposition import Failure
+from cdc.ports import EmbedFailed, Vectors
+from cdc.postgres.admin import Admin
+from cdc.postgres.connect import connect_sync, parse_dsn
+from cdc.postgres.registry import PostgresRegistry
+from cdc.postgres.replication import open_stream
+from cdc.postgres.search import nearest, searchable
+from cdc.postgres.sync import Sync
+from cdc.postgres.verify import Sample, Verifier
+from cdc.services.engine import Engine, EngineSettings
+from cdc.services.pipeline import Tuning
+from cdc.status import EngineStatus
+from cdc.telemetry import logs
+from cdc.telemetry.metrics import Metrics
+from inference import errors
+from inference.embedder import Embedder, Limits
+from inference.packing import pack
+from inference.registry import make_embedder
+from inference.tokens import estimate
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+Progress = Callable[[str, int, int], None]
+"""(pipeline, rows done, rows in all)."""
+
+_FAILURES: tuple[tuple[type[errors.EmbedError], Failure], ...] = (
+    (errors.ModelUnavailable, Failure.UNAVAILABLE),
+    (errors.RequestTooLarge, Failure.TOO_LARGE),
+    (errors.TextRefused, Failure.REFUSED),
+    (errors.ModelMisconfigured, Failure.MISCONFIGURED),
+    (errors.ModelFailed, Failure.FAILED),
+)
+
+
+class EmbedderModel:
+    """An embedder of ``inference`` as the services know it. Implements :class:`cdc.ports.Model`."""
+
+    def __init__(self, embedder: Embedder, batch_rows: int, batch_tokens: int) -> None:
+        self._embedder = embedder
+        self._batch_rows = batch_rows
+        self._batch_tokens = batch_tokens
+        self._limits: Limits | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._embedder.model
+
+    async def start(self) -> int:
+        """Reach the model; return the dimension of its vectors."""
+        await self._guard(self._embedder.start())
+        given = self._embedder.limits
+        self._limits = Limits(
+            max_rows=min(given.max_rows, self._batch_rows),
+            max_padded_tokens=min(given.max_padded_tokens, self._batch_tokens),
+            max_tokens=given.max_tokens,
+            concurrency=given.concurrency,
+        )
+        return self._embedder.dimension
+
+    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+        """Return one vector per text, in order."""
+        return await self._guard(self._embedder.embed(texts, query=query))
+
+    def tokens(self, size: int) -> int:
+        """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""
+        return estimate(size, self._known.max_tokens)
+
+    def pack(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Return batches of indexes into ``tokens``, each within what one request may hold, each index once."""
+        return pack(tokens, self._known)
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self._embedder.close()
+
+    @property
+    def _known(self) -> Limits:
+        if self._limits is None:
+            raise EmbedFailed(Failure.UNAVAILABLE, "not_started", "The model has not answered yet.")
+        return self._limits
+
+    @staticmethod
+    async def _guard(request: Awaitable[T]) -> T:
+        try:
+            return await request
+        except errors.EmbedError as exc:
+            failure = next(failure for kind, failure in _FAILURES if isinstance(exc, kind))
+            raise EmbedFailed(failure, exc.reason, str(exc), exc.retry_after_s) from exc
+
+
+def make_model(settings: Settings) -> EmbedderModel:
+    """Return the model that the settings name, not yet started.
+
+    Raises:
+        ConfigError: there is no such runtime or model.
+    """
+    try:
+        embedder = make_embedder(
+            settings.runtime,
+            settings.model,
+            triton_urls=[url for url in settings.triton_url.split(",") if url],
+            request_timeout_s=settings.request_timeout_s,
+        )
+    except errors.ModelMisconfigured as exc:
+        raise ConfigError(str(exc)) from exc
+    return EmbedderModel(embedder, settings.batch_rows, settings.batch_tokens)
+
+
+def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> Engine:
+    """Return a consumer, not yet running. Call it where an event loop runs."""
+    tuning = Tuning(settings.batch_rows, settings.batch_delay_ms / 1000, settings.max_attempts)
+    return Engine(
+        EngineSettings(
+            slot=settings.slot,
+            reconcile_lost_slot=settings.on_slot_lost == "reconcile",
+            queue_bytes=settings.queue_bytes,
+            queue_rows=settings.queue_rows,
+            inflight=settings.inflight,
+            tuning=tuning,
+        ),
+        PostgresRegistry(settings),
+        model,
+        metrics,
+        lambda listener, ended: open_stream(settings, listener, ended),
+    )
+
+
+class EngineFace:
+    """The running engine as the HTTP server sees it. Implements :class:`cdc.ports.EngineView`."""
+
+    def __init__(self, settings: Settings, engine: Engine, model: EmbedderModel) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._model = model
+        self._loop = asyncio.get_running_loop()
+
+    def status(self) -> EngineStatus:
+        """Return the latest snapshot at once."""
+        return self._engine.status()
+
+    def heartbeat_age_s(self) -> float:
+        """Return the seconds since the engine's loop last turned."""
+        return self._engine.heartbeat_age_s()
+
+    def search(
+        self,
+        pipeline: str,
+        *,
+        query: str | None,
+        vector: Sequence[float] | None,
+        k: int,
+        filter: Mapping[str, object] | None,
+    ) -> list[dict[str, object]]:
+        """Return up to ``k`` rows nearest to ``query`` or ``vector``, nearest first."""
+        with connect_sync(self._settings, "search") as conn:
+            what = searchable(conn, self._settings.schema, pipeline)
+            if vector is None:
+                asked = asyncio.run_coroutine_threadsafe(self._model.embed([query or ""], query=True), self._loop)
+                vector = _first(asked.result)
+            return nearest(conn, what, vector, k, filter)
+
+    def sync(self, timeout_s: float) -> bool:
+        """Wait until all that was committed before the call is settled; False when time ran out."""
+        return Sync(self._settings, lambda _: None).wait(timeout_s)
+
+
+def _first(ask: Callable[[], Vectors]) -> list[float]:
+    """Return the one vector that ``ask`` gives, its failure in this package's words."""
+    try:
+        return [float(x) for x in ask()[0]]
+    except EmbedFailed as exc:
+        raise Unavailable(f"The model does not answer: {exc}") from exc
+
+
+async def _start_patiently(model: EmbedderModel) -> None:
+    try:
+        await model.start()
+    except EmbedFailed as exc:
+        raise Unavailable(f"The model does not answer: {exc}") from exc
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings) -> int:
+    """Consume in the foreground until a signal comes; return the exit status.
+
+    Raises:
+        ConfigError: a setting, the server or the role will not do (exit status 2).
+        NeedsPerson: something a person must decide (exit status 3).
+    """
+    secrets = [settings.http_token, str(parse_dsn(settings.database_url).get("password", ""))]
+    logs.configure(settings.log_level, settings.log_format, secrets=[secret for secret in secrets if secret])
+    asyncio.run(_run(settings))
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    model, metrics = make_model(settings), Metrics()
+    engine = make_engine(settings, model, metrics)
+    loop = asyncio.get_running_loop()
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            os._exit(1)  # asked twice: now; a restart picks up where the slot stands
+        engine.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    server = None
+    if settings.http_address is not None:
+        server = HttpServer(settings.http, settings.http_token or None, view=EngineFace(settings, engine, model),
+                            metrics=metrics)  # fmt: skip
+        server.start()
+    try:
+        await engine.run()
+    finally:
+        if server is not None:
+            server.stop()
+        await model.close()
+
+
+def search(settings: Settings, pipeline: str, text: str, k: int) -> list[dict[str, object]]:
+    """Return the rows of ``pipeline`` nearest to ``text``, nearest first."""
+
+    async def embed() -> Vectors:
+        model = make_model(settings)
+        await _start_patiently(model)
+        try:
+            return await model.embed([text], query=True)
+        finally:
+            await model.close()
+
+    with connect_sync(settings, "search") as conn:
+        what = searchable(conn, settings.schema, pipeline)
+        if what.model != settings.model:
+            raise ConfigError(
+                f"{pipeline} was embedded with {what.model}, and WALVEC_MODEL is {settings.model}.",
+                f"Set WALVEC_MODEL={what.model}.",
+            )
+        return nearest(conn, what, _first(lambda: asyncio.run(embed())), k)
+
+
+def deep_verify(settings: Settings, sample: Sample, tolerance: float = 1e-3) -> int:
+    """Embed the texts of ``sample`` again; return how many vectors differ by more than ``tolerance`` in cosine."""
+
+    async def embed() -> Vectors:
+        model = make_model(settings)
+        await _start_patiently(model)
+        try:
+            rows = 64
+            parts = [await model.embed(sample.texts[i : i + rows]) for i in range(0, len(sample.texts), rows)]
+            return np.concatenate(parts)
+        finally:
+            await model.close()
+
+    if not sample.texts:
+        return 0
+    fresh = asyncio.run(embed())
+    stored = np.asarray(sample.vectors, np.float32)
+    norms = np.linalg.norm(fresh, axis=1) * np.linalg.norm(stored, axis=1)
+    cosine = np.einsum("ij,ij->i", fresh, stored) / np.maximum(norms, 1e-12)
+    return int(np.count_nonzero(~(cosine > 1 - tolerance)))
+
+
+def reconcile(
+    settings: Settings, pipeline: str | None, *, dry_run: bool, progress: Progress
+) -> list[dict[str, object]]:
+    """Compare source with destination by hash, embed what differs and remove orphans; return a row per pipeline.
+
+    A running consumer is asked to; where there is none, one runs here until it is done.
+    """
+    with connect_sync(settings, "reconcile") as conn:
+        names = Verifier(conn, settings.schema).names(pipeline)
+        if dry_run:
+            verifier = Verifier(conn, settings.schema)
+            return [verifier.compare(name).to_json() for name in names]
+        admin = Admin(conn, settings)
+        asked = admin.ask_reconcile(names)
+        if admin.has_consumer():
+            while not admin.show_requests(asked, progress):
+                time.sleep(0.2)
+        else:
+            asyncio.run(_run_until(settings, lambda: admin.show_requests(asked, progress)))
+        verifier = Verifier(conn, settings.schema)
+        return [verifier.compare(name).to_json() for name in names]
+
+
+async def _run_until(settings: Settings, is_done: Callable[[], bool]) -> None:
+    model = make_model(settings)
+    engine = make_engine(settings, model, Metrics())
+    running = asyncio.create_task(engine.run())
+    try:
+        while not running.done() and not await asyncio.to_thread(is_done):
+            await asyncio.sleep(0.2)
+        engine.stop()
+        await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await model.close()

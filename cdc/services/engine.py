@@ -1,0 +1,421 @@
+"""The consumer: attaches to the slot, keeps the fleet in step, acknowledges, and starts again when something breaks.
+
+The slot is the leader lock. Whoever holds it starts a new epoch, and with that shuts out the writes of any predecessor
+that does not know yet that it lost the slot. Everybody else stands by and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from cdc.errors import (
+    DecodeError,
+    Fenced,
+    NeedsPerson,
+    PublicationMissing,
+    SlotInUse,
+    SlotLost,
+    Unavailable,
+    WalvecError,
+)
+from cdc.flow.dirty import Budget
+from cdc.flow.disposition import backoff_s
+from cdc.flow.ledger import Commit
+from cdc.ports import EmbedFailed, Model, Observer, Registry, Stream
+from cdc.services.fleet import Fleet
+from cdc.services.gate import ModelGate
+from cdc.services.intake import Intake
+from cdc.services.pipeline import Pipeline, Tuning
+from cdc.status import EngineStatus, HealthCheck, PipelineState, SlotState, SlotStatus
+
+log = structlog.get_logger()
+
+TURN_S = 0.25
+"""Seconds between looks at queues and acknowledgements."""
+
+LOOK_S = 1.0
+"""Seconds between looks at the publication and the requests: changes take effect within two."""
+
+HELD_S = 30.0
+"""Seconds after which what holds back the acknowledgement goes to the durable queue: the slot is not the queue."""
+
+RESERVED_BYTES = 16 << 20
+"""WAL that may be acknowledged between two durable notes of how far that may go."""
+
+DRAIN_S = 20.0
+"""Seconds that a polite stop gives to work under way."""
+
+SAFE_BYTES = 64 << 20
+"""Below so much room before the server invalidates the slot, keys go to the durable queue at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know. ``reconcile_lost_slot``: make a new slot by itself when the old one is lost."""
+
+    slot: str
+    reconcile_lost_slot: bool
+    queue_bytes: int
+    queue_rows: int
+    inflight: int
+    tuning: Tuning
+
+
+Open = Callable[[Intake, Callable[[], None]], Awaitable[Stream]]
+"""(listener, called when the stream ended by itself) → an attached stream."""
+
+
+class Engine:
+    """Runs until :meth:`stop`, or until something needs a person."""
+
+    def __init__(
+        self, settings: EngineSettings, registry: Registry, model: Model, observer: Observer, open_stream: Open
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._model = model
+        self._observer = observer
+        self._open_stream = open_stream
+        self._stopping = asyncio.Event()
+        self._turn = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stream: Stream | None = None
+        self._slot = SlotStatus(settings.slot)
+        self._database_ok = False
+        self._beat = time.monotonic()
+        self._snapshot = EngineStatus(self._slot)
+        self._held: tuple[Commit | None, float] = (None, 0.0)
+        self._looked = 0.0
+        self._spiller: asyncio.Task[None] | None = None
+        self.gate = ModelGate(model, settings.inflight, observer)
+        budget = Budget(settings.queue_bytes, settings.queue_rows)
+        self.intake = Intake(threading.Lock(), budget, observer, self._marked, self._heard)
+        self.fleet = Fleet(
+            registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set
+        )
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def status(self) -> EngineStatus:
+        """Return the latest snapshot. Any thread."""
+        return self._snapshot
+
+    def heartbeat_age_s(self) -> float:
+        """Return the seconds since the loop last turned. Any thread."""
+        return time.monotonic() - self._beat
+
+    def stop(self) -> None:
+        """Finish what is in flight, acknowledge it, and end :meth:`run`."""
+        self._stopping.set()
+        self._turn.set()
+
+    # -- callbacks --------------------------------------------------------------------------------------------------
+
+    def _marked(self) -> None:
+        self._loop.call_soon_threadsafe(self.fleet.notify)
+
+    def _heard(self) -> None:
+        self._looked = 0.0
+        self._loop.call_soon_threadsafe(self._turn.set)
+
+    def _settled(self) -> None:
+        if self._stream is not None:
+            self._stream.acknowledge()
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Consume until stopped.
+
+        Raises:
+            ConfigError: the server, the role or a setting will not do.
+            NeedsPerson: the slot is lost, and a person is to decide.
+        """
+        log.info("engine_started")
+        starting = asyncio.create_task(self._start_model(), name="model start")
+        pulse = asyncio.create_task(self._pulse(), name="pulse")
+        try:
+            attempt = 0
+            while not self._stopping.is_set():
+                began = time.monotonic()
+                try:
+                    await self._session()
+                except (Unavailable, Fenced, SlotLost, DecodeError) as exc:
+                    attempt = 1 if time.monotonic() - began > 30 else attempt + 1
+                    await self._recover(exc, attempt)
+        finally:
+            for task in (starting, pulse):
+                task.cancel()
+            await asyncio.gather(starting, pulse, return_exceptions=True)
+            await self.gate.close()
+            await self._registry.close()
+        self._set_slot(SlotState.STOPPED, "")
+        self._publish_snapshot()
+        log.info("engine_stopped")
+
+    async def _recover(self, exc: WalvecError, attempt: int) -> None:
+        """Say what went wrong, and wait or mend."""
+        if isinstance(exc, SlotLost):
+            await self._slot_lost(exc)
+            return
+        pause = backoff_s(min(attempt, 8), most=5.0)
+        if isinstance(exc, SlotInUse):
+            self._set_slot(SlotState.STANDBY, str(exc))
+            pause = 1.0
+        elif isinstance(exc, PublicationMissing):
+            self._set_slot(SlotState.PUBLICATION_MISSING, str(exc))
+            await self._say_slot()
+            pause = 1.0
+        else:
+            self._database_ok = not isinstance(exc, Unavailable) or isinstance(exc, Fenced)
+            self._set_slot(SlotState.CONNECTING, str(exc))
+            log.warning("slot_disconnected", message=str(exc))
+        self._publish_snapshot()
+        await self._sleep(pause)
+
+    async def _slot_lost(self, exc: SlotLost) -> None:
+        self._observer.slot_lost()
+        self._set_slot(SlotState.LOST, str(exc))
+        log.error("slot_lost", message=str(exc))
+        await self._say_slot()
+        self._publish_snapshot()
+        if not self._settings.reconcile_lost_slot:
+            raise NeedsPerson(
+                f"{exc.message} WALVEC_ON_SLOT_LOST is stop.",
+                "Set it to reconcile and start again: a new slot is made, and source and embeddings are compared.",
+            )
+        try:
+            await self._registry.renew_slot()
+            log.info("slot_created")
+        except Unavailable as wait:
+            log.warning("database_unavailable", message=str(wait))
+            await self._sleep(1.0)
+
+    async def _session(self) -> None:
+        """Hold the slot for as long as everything goes well."""
+        self._set_slot(SlotState.CONNECTING, "")
+        await self._registry.open()
+        self._database_ok = True
+        self.intake.reset()
+        stream = self._stream = await self._open_stream(self.intake, self._turn_from_thread)
+        drained = False
+        try:
+            reasons = await self._registry.take_over(stream.system, stream.timeline)
+            for reason in reasons:
+                log.warning("publication_restored" if "publication" in reason else "reconcile_started", reason=reason)
+            await self._reserve(exact=False)
+            await self.fleet.sync()
+            self._looked = time.monotonic()
+            stream.begin()
+            self._set_slot(SlotState.STREAMING, "")
+            await self._say_slot()
+            log.info("slot_streaming")
+            while not self._stopping.is_set():
+                await self._work(stream)
+            drained = await self._drain()
+        finally:
+            await self._end(stream, drained)
+
+    async def _end(self, stream: Stream, drained: bool) -> None:
+        if self._spiller is not None:
+            self._spiller.cancel()
+            await asyncio.gather(self._spiller, return_exceptions=True)
+            self._spiller = None
+        if not drained:
+            await self.fleet.stop()
+        self._stream = None
+        await stream.close(drain=drained)
+        if drained:
+            await self.fleet.stop()
+        self.intake.reset()
+
+    async def _work(self, stream: Stream) -> None:
+        """One turn: look, acknowledge, move overflow, report."""
+        try:
+            await asyncio.wait_for(self._turn.wait(), TURN_S)
+        except TimeoutError:
+            pass
+        self._turn.clear()
+        if stream.failure is not None:
+            raise stream.failure
+        if self.fleet.fenced is not None:
+            fenced, self.fleet.fenced = self.fleet.fenced, None
+            raise fenced
+        await self._close_gaps()
+        await self.fleet.bury_failed()
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            await self._look()
+        for pipeline in self.fleet.pipelines:
+            await pipeline.save_count()
+        await self._reserve(exact=False)
+        self._move_overflow()
+        self.fleet.notify()
+        await self._report()
+
+    async def _look(self) -> None:
+        await self.fleet.sync()
+        for id in await self._registry.requests():
+            await self.fleet.reconcile(id, "asked for")
+        view = await self._registry.slot()
+        if view.lost or not view.exists:
+            raise SlotLost("The slot was dropped or invalidated while in use.")
+        self._slot = replace(
+            self._slot, lag_bytes=view.lag_bytes, retained_bytes=view.retained_bytes, safe_bytes=view.safe_bytes
+        )
+
+    async def _close_gaps(self) -> None:
+        await self.fleet.close_gaps()
+        gap = self.intake.gap
+        if gap:
+            log.warning("server_notice", message=gap)
+            await self.fleet.reconcile(None, gap)
+            self.intake.gap = ""
+            self._settled()
+
+    async def _reserve(self, *, exact: bool) -> None:
+        """Keep the durable note of how far acknowledgements may go ahead of them; at the end, make it exact."""
+        with self.intake.lock:
+            acknowledged = self.intake.ledger.acknowledged
+        if exact:
+            limit = min(acknowledged, self.intake.ack_limit)
+            await self._registry.reserve(limit)
+            self.intake.ack_limit = limit
+        elif self.intake.ack_limit - acknowledged < RESERVED_BYTES // 2:
+            view = await self._registry.slot()
+            limit = max(acknowledged, view.confirmed) + RESERVED_BYTES
+            await self._registry.reserve(limit)
+            self.intake.ack_limit = limit
+            self._settled()
+
+    def _move_overflow(self) -> None:
+        """Send keys to the durable queue where they would hold too much memory or too much WAL."""
+        if self._spiller is not None and not self._spiller.done():
+            return
+        with self.intake.lock:
+            oldest = self.intake.ledger.oldest
+        if oldest is not self._held[0]:
+            self._held = (oldest, time.monotonic())
+        stuck = oldest is not None and time.monotonic() - self._held[1] > HELD_S
+        safe = self._slot.safe_bytes
+        squeezed = safe is not None and safe < SAFE_BYTES and oldest is not None
+        everything = self.intake.budget.full or stuck or squeezed
+        moving = [p for p in self.fleet.pipelines if p.desk.dirty.stream_rows and (everything or p.paused)]
+        if moving:
+            self._spiller = asyncio.create_task(self._spill(moving), name="spill")
+
+    async def _spill(self, pipelines: list[Pipeline]) -> None:
+        for pipeline in pipelines:
+            moved = 0
+            try:
+                while rows := await pipeline.spill():
+                    moved += rows
+            except WalvecError as exc:
+                log.warning("database_unavailable", message=str(exc))
+                return
+            if moved:
+                log.info("queue_spilled", pipeline=pipeline.desk.name, rows=moved)
+
+    async def _drain(self) -> bool:
+        """Let what is pending be embedded, for a while; tell whether a last acknowledgement can be sent."""
+        log.info("engine_stopping")
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and self.gate.is_up:
+            if all(pipeline.is_idle for pipeline in self.fleet.pipelines):
+                break
+            await asyncio.sleep(0.02)
+        for pipeline in self.fleet.pipelines:
+            await pipeline.save_count()
+        await self._report()
+        await self._reserve(exact=True)
+        return True
+
+    # -- the model --------------------------------------------------------------------------------------------------
+
+    async def _start_model(self) -> None:
+        for attempt in itertools.count(1):
+            try:
+                self.fleet.dimension = await self._model.start()
+            except EmbedFailed as exc:
+                if self.gate.trouble is None or str(self.gate.trouble) != str(exc):
+                    log.warning("model_unavailable", message=str(exc))
+                self.gate.trouble = exc
+                self.gate.hold()
+                await asyncio.sleep(exc.retry_after_s or backoff_s(attempt, most=2.0))
+                continue
+            if self.gate.trouble is not None:
+                log.info("model_recovered")
+            self.gate.release()
+            self._looked = 0.0
+            self._turn.set()
+            return
+
+    # -- reporting --------------------------------------------------------------------------------------------------
+
+    async def _pulse(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            self._publish_snapshot()
+            await asyncio.sleep(0.5)
+
+    def _set_slot(self, state: SlotState, reason: str) -> None:
+        if state is SlotState.STANDBY and self._slot.state is not state:
+            log.info("slot_standby", message=reason)
+        if state is SlotState.PUBLICATION_MISSING and self._slot.state is not state:
+            log.error("publication_missing", message=reason)
+        self._slot = replace(self._slot, state=state, reason=reason)
+
+    async def _say_slot(self) -> None:
+        try:
+            await self._registry.publish_slot(self._slot.state, self._slot.reason)
+        except WalvecError as exc:
+            log.warning("database_unavailable", message=str(exc))
+
+    async def _report(self) -> None:
+        self._publish_snapshot()
+        await self.fleet.publish(self._snapshot.pipelines)
+
+    def _publish_snapshot(self) -> None:
+        with self.intake.lock:
+            oldest = self.intake.ledger.oldest
+        lag = max(0.0, time.time() - oldest.time_us / 1e6) if oldest is not None else 0.0
+        self._slot = replace(self._slot, oldest_unacked_seconds=lag)
+        statuses = tuple(self.fleet.statuses(lag))
+        self._snapshot = EngineStatus(
+            slot=self._slot,
+            pipelines=statuses,
+            checks=self._checks(),
+            inflight_requests=self.gate.requests,
+        )
+        self._observer.publish(self._snapshot)
+
+    def _checks(self) -> tuple[HealthCheck, ...]:
+        streaming = self._slot.state in (SlotState.STREAMING, SlotState.STANDBY)
+        trouble = self.gate.trouble
+        failing = [m for m in self.fleet.members.values() if m.state is PipelineState.ERROR]
+        return (
+            HealthCheck("database", "ok" if self._database_ok else "error", "" if self._database_ok else self._slot.reason),
+            HealthCheck("slot", "ok" if streaming else "error", self._slot.reason),
+            HealthCheck("model", "warn" if trouble else "ok", str(trouble or "")),
+            HealthCheck(
+                "pipelines",
+                "warn" if failing else "ok",
+                "; ".join(f"{member.wanted.name}: {member.reason}" for member in failing),
+            ),
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    def _turn_from_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._turn.set)

@@ -1,0 +1,370 @@
+"""The pipelines of one consumer: started, stopped and made anew as the publication and the control schema say.
+
+Each runs in a task of its own. One that fails is set aside with its reason, a reconcile is noted for it, and it is tried
+again after a while; the others never notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from cdc.errors import Fenced, ModelUnknown, Unavailable, WalvecError
+from cdc.flow.counts import SourceCount
+from cdc.flow.dirty import DirtyKeys
+from cdc.flow.disposition import backoff_s
+from cdc.ports import Followed, Observer, PipelineReport, Registry, Wanted
+from cdc.services.desk import Desk
+from cdc.services.gate import ModelGate
+from cdc.services.intake import Intake, Lane
+from cdc.services.pipeline import Pipeline, Tuning
+from cdc.services.scan import Progress
+from cdc.status import PipelineState, PipelineStatus
+
+log = structlog.get_logger()
+
+RETRY_S = 5.0
+"""Seconds after which a pipeline that failed is tried again, doubling up to a minute."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A pipeline of the fleet, running or set aside."""
+
+    wanted: Wanted
+    state: PipelineState = PipelineState.WAITING
+    reason: str = ""
+    followed: Followed | None = None
+    pipeline: Pipeline | None = None
+    task: asyncio.Task[None] | None = None
+    tries: int = 0
+    retry_at: float = 0.0
+    xid: int = 0
+    reported: PipelineReport | None = field(default=None, compare=False)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it runs with no scan due."""
+        return self.pipeline is not None and self.pipeline.progress.reason is None
+
+
+class Fleet:
+    """Keeps one :class:`Member` per pipeline that should run.
+
+    Args:
+        registry: Says what should run.
+        intake: Told which changes to follow.
+        gate: The way to the model.
+        observer: Told what happens.
+        tuning: Of work.
+        settled: Called when work settled, so that it may be acknowledged.
+        wake: Called when the fleet should be looked at soon.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        intake: Intake,
+        gate: ModelGate,
+        observer: Observer,
+        tuning: Tuning,
+        settled: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.members: dict[str, Member] = {}
+        self.dimension: int | None = None
+        self.fenced: Fenced | None = None
+        self._registry = registry
+        self._intake = intake
+        self._gate = gate
+        self._observer = observer
+        self._tuning = tuning
+        self._settled = settled
+        self._wake = wake
+
+    @property
+    def pipelines(self) -> list[Pipeline]:
+        """The pipelines that run."""
+        return [member.pipeline for member in self.members.values() if member.pipeline is not None]
+
+    def notify(self) -> None:
+        """Say to all pipelines that there may be work."""
+        for pipeline in self.pipelines:
+            pipeline.notify()
+
+    # -- keeping in step with what is wanted ------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Start, stop and restart pipelines so that those run which should.
+
+        Raises:
+            PublicationMissing: there is nothing to go by.
+            Unavailable: the database is out of reach.
+        """
+        wanted = await self._registry.wanted()
+        fresh: list[Member] = []
+        for want in wanted:
+            member = self.members.get(want.name)
+            if member is None:
+                log.info("table_added", pipeline=want.name)
+                member = self.members[want.name] = Member(want)
+                fresh += await self._ready(member)
+            elif member.wanted.digest != want.digest:
+                log.info("schema_changed", pipeline=want.name)
+                await self._set_aside(member, "the table's definition changed")
+                member.wanted, member.tries = want, 0
+                fresh += await self._ready(member)
+            else:
+                fresh += await self._refresh(member, want)
+        left = set(self.members) - {want.name for want in wanted}
+        for name in left | set(await self._registry.gone()):
+            await self._leave(name)
+        if fresh or left:
+            self._attach(fresh)
+
+    async def _refresh(self, member: Member, want: Wanted) -> list[Member]:
+        moved = member.wanted.storage != want.storage
+        member.wanted = want
+        if member.pipeline is not None:
+            if moved and member.followed is not None:
+                await self.reconcile(member.followed.id, "the table was rewritten, truncated, or its partitions changed")
+                await self._registry.moved(want.name, want.storage)
+            if member.pipeline.paused != want.paused:
+                log.info("pipeline_paused" if want.paused else "pipeline_resumed", pipeline=want.name)
+                member.pipeline.paused = want.paused
+                member.pipeline.notify()
+            return []
+        due = time.monotonic() >= member.retry_at or (
+            member.state is PipelineState.WAITING and self.dimension is not None
+        )
+        return await self._ready(member) if due else []
+
+    async def _ready(self, member: Member) -> list[Member]:
+        """Make a member's pipeline; return it if it can run."""
+        want = member.wanted
+        try:
+            if want.fault is not None:
+                raise want.fault
+            followed = await self._registry.follow(want.name, self.dimension)
+        except ModelUnknown as exc:
+            member.state, member.reason, member.retry_at = PipelineState.WAITING, str(exc), time.monotonic() + 1.0
+            return []
+        except WalvecError as exc:
+            self._fail(member, exc)
+            return []
+        with self._intake.lock:
+            count = SourceCount(followed.counted)
+            desk = Desk(
+                want.name,
+                self._intake.lock,
+                DirtyKeys(self._intake.budget),
+                count,
+                fingerprint=followed.target.fingerprint,
+                replay_until=followed.written_lsn,
+            )
+        scan = followed.scan
+        member.followed = followed
+        member.pipeline = Pipeline(
+            desk,
+            followed.target,
+            self._gate,
+            self._observer,
+            self._tuning,
+            Progress(scan.reason, scan.phase, scan.cursor, scan.done, scan.total),
+            barrier=lambda: self._barrier(member),
+            settled=self._settled,
+            backfilled=lambda: self._backfilled(member),
+        )
+        member.pipeline.paused = want.paused
+        member.pipeline.writer.embeddings = followed.embeddings
+        member.pipeline.writer.buried = followed.errors
+        return [member]
+
+    def _attach(self, fresh: Sequence[Member]) -> None:
+        """Have the stream followed for all members that can run, and set the fresh ones to work."""
+        xid = self._intake.attach(
+            [
+                Lane(member.pipeline.desk, member.followed.route)
+                for member in self.members.values()
+                if member.pipeline is not None and member.followed is not None
+            ]
+        )
+        for member in fresh:
+            if member.pipeline is None:
+                continue
+            member.xid = xid
+            member.state, member.reason = PipelineState.READY, ""
+            if member.pipeline.progress.reason is not None:
+                member.state, member.reason = PipelineState.BACKFILLING, member.pipeline.progress.reason
+                log.info("reconcile_started", pipeline=member.wanted.name, reason=member.reason)
+            member.task = asyncio.create_task(member.pipeline.run(), name=member.wanted.name)
+            member.task.add_done_callback(lambda task, member=member: self._ended(member, task))  # type: ignore[misc]
+
+    async def _barrier(self, member: Member) -> None:
+        """Wait until a scan can see whatever was written before the stream was followed for this table."""
+        followed = member.followed
+        assert followed is not None
+        pause = 0.005
+        while member.xid and not (await followed.target.snapshot()).covers(member.xid):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.25)
+        member.xid = 0
+        writers = await self._registry.writers(member.wanted.name)
+        while writers:
+            member.reason = f"waits for {len(writers)} open transactions that wrote the table before it was followed"
+            await asyncio.sleep(0.1)
+            writers &= await self._registry.writers(member.wanted.name)
+        if member.pipeline is not None:
+            member.state = PipelineState.BACKFILLING
+            member.reason = member.pipeline.progress.reason or ""
+
+    async def _backfilled(self, member: Member) -> None:
+        """A scan is complete: say so, and see to the index."""
+        assert member.followed is not None
+        member.state, member.reason = PipelineState.READY, ""
+        log.info("reconcile_finished", pipeline=member.wanted.name)
+        await self._registry.finish_requests(member.followed.id)
+        self._wake()
+        try:
+            built = await self._registry.build_index(member.wanted.name)
+            if built == "built":
+                log.info("index_built", pipeline=member.wanted.name)
+        except WalvecError as exc:
+            log.warning("index_failed", pipeline=member.wanted.name, message=str(exc))
+
+    # -- failing and leaving ----------------------------------------------------------------------------------------
+
+    def _ended(self, member: Member, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task is not member.task:
+            return
+        exc = task.exception()
+        if isinstance(exc, Fenced):
+            self.fenced = exc
+        member.task = None
+        self._fail(member, exc or WalvecError("The pipeline ended by itself."))
+        self._wake()
+
+    def _fail(self, member: Member, exc: BaseException) -> None:
+        member.tries += 1
+        member.retry_at = time.monotonic() + backoff_s(member.tries, first=RETRY_S, most=60.0)
+        waits = isinstance(exc, Unavailable)
+        member.state = PipelineState.WAITING if waits else PipelineState.ERROR
+        reason = str(exc) if isinstance(exc, WalvecError) else f"{type(exc).__name__}: {exc}"
+        if reason != member.reason:
+            log.error("pipeline_failed", pipeline=member.wanted.name, message=reason)
+        member.reason = reason
+
+    async def bury_failed(self) -> None:
+        """Release what failed pipelines still hold, once a reconcile is durably noted for them."""
+        for member in self.members.values():
+            if member.pipeline is not None and member.task is None:
+                await self._set_aside(member, "it had failed")
+
+    async def _set_aside(self, member: Member, reason: str) -> None:
+        """Stop a member's pipeline; what it had pending is made up for by a scan when it runs again."""
+        if member.pipeline is None:
+            return
+        task, member.task = member.task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if member.followed is not None:
+            await self._registry.need_reconcile(reason, member.followed.id)
+        pipeline, member.pipeline, member.followed = member.pipeline, None, None
+        self._attach([])
+        with self._intake.lock:
+            pipeline.desk.release()
+        self._settled()
+
+    async def _leave(self, name: str) -> None:
+        member = self.members.pop(name, None)
+        await self._registry.detach(name)
+        log.info("table_left", pipeline=name)
+        if member is not None and member.pipeline is not None:
+            self.members[name] = member
+            await self._set_aside(member, "the table had left the publication")
+            del self.members[name]
+
+    async def stop(self) -> None:
+        """Stop all pipelines. What they had pending was not acknowledged, and comes again."""
+        for member in self.members.values():
+            if member.task is not None:
+                task, member.task = member.task, None
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._intake.attach([])
+        self.members.clear()
+
+    # -- scans, counts, reports -------------------------------------------------------------------------------------
+
+    async def reconcile(self, id: int | None, reason: str) -> None:
+        """Have one pipeline, or all, scanned from the start."""
+        await self._registry.need_reconcile(reason, id)
+        for member in self.members.values():
+            if member.pipeline is not None and member.followed is not None and id in (None, member.followed.id):
+                log.info("reconcile_started", pipeline=member.wanted.name, reason=reason)
+                member.pipeline.reconcile(reason)
+                member.state, member.reason = PipelineState.BACKFILLING, reason
+
+    async def close_gaps(self) -> None:
+        """Have pipelines scanned whose changes the stream cannot tell, then let those commits settle."""
+        for member in self.members.values():
+            pipeline = member.pipeline
+            if pipeline is None or member.followed is None:
+                continue
+            with self._intake.lock:
+                gaps = list(pipeline.desk.gaps)
+            if gaps:
+                await self.reconcile(member.followed.id, "a partition was truncated")
+                with self._intake.lock:
+                    for commit in gaps:
+                        pipeline.desk.gaps.remove(commit)
+                        commit.outstanding -= 1
+                self._settled()
+
+    def statuses(self, lag_s: float) -> list[PipelineStatus]:
+        """Return what all members say about themselves; ``lag_s`` is the age of the oldest unsettled commit."""
+        with self._intake.lock:
+            return [self._status(member, lag_s) for member in self.members.values()]
+
+    def _status(self, member: Member, lag_s: float) -> PipelineStatus:
+        pipeline = member.pipeline
+        want = member.wanted
+        if pipeline is None:
+            return PipelineStatus(want.name, want.mode, model=self._gate.model.name, state=member.state,
+                                  reason=member.reason)  # fmt: skip
+        unprocessed = pipeline.unprocessed
+        progress = pipeline.progress
+        return PipelineStatus(
+            pipeline=want.name,
+            mode=want.mode,
+            model=self._gate.model.name,
+            state=PipelineState.PAUSED if want.paused else member.state,
+            reason=member.reason,
+            unprocessed_rows=unprocessed,
+            source_records=pipeline.desk.count.counted.rows,
+            embeddings=pipeline.writer.embeddings,
+            lag_seconds=lag_s if unprocessed else 0.0,
+            errors=pipeline.writer.buried,
+            backfill_done=progress.done,
+            backfill_total=progress.total,
+        )
+
+    async def publish(self, statuses: Sequence[PipelineStatus]) -> None:
+        """Write the statuses that have changed into the control schema."""
+        changed = []
+        for status in statuses:
+            member = self.members.get(status.pipeline)
+            if member is None or member.followed is None:
+                continue
+            lag = round(status.lag_seconds, 1)
+            report = PipelineReport(member.followed.id, member.state, status.reason, status.unprocessed_rows, lag)
+            if report != member.reported:
+                member.reported = report
+                changed.append(report)
+        if changed:
+            await self._registry.publish(changed)
