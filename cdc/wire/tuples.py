@@ -7,22 +7,20 @@ length and the bytes (https://www.postgresql.org/docs/current/protocol-logicalre
 
 Three habits make this quick in Python. One ``unpack_from`` reads a cell's kind and length together. Bounds are not
 checked for each cell: slices cannot overrun, and the end of the row is compared with the end of the message once. And
-:class:`RowRoutes` finds tag, table, kind of tuple and number of columns by one dictionary lookup of eight bytes.
+tag, table, kind of tuple and number of columns are eight bytes in a row: one dictionary lookup checks them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from struct import Struct, error
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from cdc.errors import DecodeError
 from cdc.rows import UNCHANGED, Cell
 from cdc.wire.frames import BODY
 from cdc.wire.relations import Relation
 
-Target = TypeVar("Target")
 Pick = Callable[[bytes, int], tuple[list[Cell], int]]
 """Takes a payload and where the first cell starts; gives the wanted cells and where the tuple ends."""
 
@@ -31,14 +29,13 @@ ROUTE_KEY: Final = slice(BODY, BODY + 8)
 
 _HEAD: Final = Struct(">BI").unpack_from
 _COUNT: Final = Struct(">H")
-_KEY: Final = Struct(">cIcH").pack
+_OID: Final = Struct(">I")
 _TEXT: Final = ord("t")
 _BINARY: Final = ord("b")
 _NULL: Final = ord("n")
 _UNCHANGED: Final = ord("u")
 _OLD_KINDS: Final = (ord("K"), ord("O"))
 _NEW_KIND: Final = ord("N")
-_FIRST_CELL: Final = BODY + 8
 
 
 class TuplePicker:
@@ -49,16 +46,16 @@ class TuplePicker:
 
     Args:
         column_count: Columns in each tuple, 0 to 65535.
-        wanted: Positions of the columns to return, each at most once, in the order wanted.
+        wanted: Positions of the columns to return, in the order wanted; one may be asked for twice.
 
     Raises:
-        ValueError: A position is outside the tuple or named twice.
+        ValueError: A position is outside the tuple.
     """
 
     __slots__ = ("_column_count", "cells")
 
     def __init__(self, column_count: int, wanted: Sequence[int]) -> None:
-        if len(set(wanted)) != len(wanted) or not all(0 <= index < column_count for index in wanted):
+        if not all(0 <= index < column_count for index in wanted):
             raise ValueError(f"columns {list(wanted)} cannot be picked from a tuple of {column_count}")
         self._column_count = column_count
         self.cells: Pick = _ordered(_picker([index in wanted for index in range(column_count)]), wanted)
@@ -132,7 +129,7 @@ def _pick_near_end(keeps: tuple[bool, ...], buf: bytes, pos: int) -> tuple[list[
 
 def _ordered(pick: Pick, wanted: Sequence[int]) -> Pick:
     """Return ``pick`` with its cells, which come in column order, put into the order of ``wanted``."""
-    in_column_order = sorted(wanted)
+    in_column_order = sorted(set(wanted))
     if list(wanted) == in_column_order:
         return pick
     order = [in_column_order.index(index) for index in wanted]
@@ -172,29 +169,26 @@ class RowDecoder:
         Of an old key (identity DEFAULT or INDEX) only the key's cells mean something: the others are None because
         they were not sent.
         """
-        pos = self._kind(buf, body + 5, (_NEW_KIND, *_OLD_KINDS))
-        if buf[body + 5] == _NEW_KIND:
-            return None, self._last(buf, pos)
-        old, pos = self._pick(buf, pos)
+        first = body + 5
+        if buf[first : first + 1] == b"N":
+            return None, self._last(buf, first + 1)
+        old, pos = self._pick(buf, self._kind(buf, first, _OLD_KINDS))
         return old, self._last(buf, self._kind(buf, pos, (_NEW_KIND,)))
 
     def delete(self, buf: bytes, body: int = BODY) -> list[Cell]:
         """Return the wanted cells of a Delete; of an old key only the key's cells mean something."""
         return self._last(buf, self._kind(buf, body + 5, _OLD_KINDS))
 
-    def only_new(self, payload: bytes) -> tuple[None, list[Cell]]:
-        """Return no old row and the new one, of a payload that :class:`RowRoutes` has recognised as such."""
-        try:
-            cells, end = self._picker.cells(payload, _FIRST_CELL)
-        except DecodeError as wrong:
-            raise self._wrong(_FIRST_CELL, wrong.message) from None
-        if end != len(payload):
-            raise self._wrong(end, f"{len(payload) - end} bytes too many")
-        return None, cells
+    def last_tuple(self, buf: bytes, first_cell: int = BODY + 8) -> list[Cell]:
+        """Return the wanted cells of the tuple that starts at ``first_cell`` and ends with the message.
 
-    def only_old(self, payload: bytes) -> tuple[list[Cell], None]:
-        """Return the old row of a Delete and no new one."""
-        return self.delete(payload), None
+        For payloads found by their route key, which has vouched for the kind of tuple and the number of columns.
+        """
+        try:
+            cells, end = self._picker.cells(buf, first_cell)
+        except DecodeError as wrong:
+            raise self._wrong(first_cell, wrong.message) from None
+        return self._whole(buf, cells, end)
 
     def _kind(self, buf: bytes, pos: int, kinds: tuple[int, ...]) -> int:
         """Check the kind of the tuple that starts at ``pos`` and return where its number of columns stands."""
@@ -210,6 +204,9 @@ class RowDecoder:
 
     def _last(self, buf: bytes, pos: int) -> list[Cell]:
         cells, end = self._pick(buf, pos)
+        return self._whole(buf, cells, end)
+
+    def _whole(self, buf: bytes, cells: list[Cell], end: int) -> list[Cell]:
         if end != len(buf):
             raise self._wrong(end, f"{len(buf) - end} bytes too many")
         return cells
@@ -218,60 +215,12 @@ class RowDecoder:
         return DecodeError(f"a change of {self.relation.table}, byte {pos}: {what}")
 
 
-Change = Callable[[bytes], tuple[list[Cell] | None, list[Cell] | None]]
-"""Takes a payload; gives the wanted cells of the old row and of the new, None where there is no such row."""
+def route_keys(relation: Relation) -> dict[bytes, bytes]:
+    """Return what ``payload[ROUTE_KEY]`` may be for a row change of ``relation``, with the tag that it stands for.
 
-
-@dataclass(frozen=True, slots=True)
-class Route(Generic[Target]):
-    """What a payload is, before it is read: a change of kind ``op`` of the table that belongs to ``target``.
-
-    ``op`` is ``insert``, ``update`` or ``delete``; ``read`` raises only :class:`DecodeError`.
+    With these as keys one lookup tells a watched row from everything else. A change of a watched table that is not
+    found so does not fit the table's description; :class:`RowDecoder` says how.
     """
-
-    target: Target
-    op: str
-    read: Change
-
-
-class RowRoutes(Generic[Target]):
-    """From a payload to the decoder of its row, for the watched tables of one connection."""
-
-    __slots__ = ("_keys", "_routes")
-
-    def __init__(self) -> None:
-        self._routes: dict[bytes, Route[Target]] = {}
-        self._keys: dict[bytes, list[bytes]] = {}
-
-    def watch(self, relation: Relation, wanted: Sequence[int], target: Target) -> None:
-        """Read ``wanted`` columns of the rows of ``relation`` from now on, in place of what was asked for its OID.
-
-        Raises:
-            ValueError: As :class:`TuplePicker`.
-        """
-        decoder = RowDecoder(relation, wanted)
-        self.forget(relation.oid)
-        insert: Route[Target] = Route(target, "insert", decoder.only_new)
-        update: Route[Target] = Route(target, "update", decoder.only_new)
-        both: Route[Target] = Route(target, "update", decoder.update)
-        delete: Route[Target] = Route(target, "delete", decoder.only_old)
-        routes = {b"IN": insert, b"UN": update, b"UK": both, b"UO": both, b"DK": delete, b"DO": delete}
-        keys = {_KEY(k[:1], relation.oid, k[1:], len(relation.columns)): route for k, route in routes.items()}
-        self._routes |= keys
-        self._keys[relation.oid.to_bytes(4)] = list(keys)
-
-    def forget(self, oid: int) -> None:
-        """Stop reading rows of table ``oid``; no error if none were."""
-        for key in self._keys.pop(oid.to_bytes(4), ()):
-            del self._routes[key]
-
-    def find(self, payload: bytes) -> Route[Target] | None:
-        """Return how to read ``payload``, or None if it is no change of a watched table's row.
-
-        Raises:
-            DecodeError: It is one, but its kind of tuple or number of columns does not fit the table's description.
-        """
-        route = self._routes.get(payload[ROUTE_KEY])
-        if route is None and payload[BODY + 1 : BODY + 5] in self._keys and payload[BODY : BODY + 1] in b"IUD":
-            raise DecodeError("a change of a watched table does not fit the table's description")
-        return route
+    oid, count = _OID.pack(relation.oid), _COUNT.pack(len(relation.columns))
+    kinds = ((b"I", b"N"), (b"U", b"N"), (b"U", b"K"), (b"U", b"O"), (b"D", b"K"), (b"D", b"O"))
+    return {tag + oid + kind + count: tag for tag, kind in kinds}

@@ -227,8 +227,18 @@ def test_progress_of_the_server_is_no_shutdown() -> None:
     assert not session.server_is_shutting_down
     burst(session, 300, [2.0, 2.1])
     session.heard_data(2.2)
-    burst(session, 300, [2.3, 2.4, 2.5])
+    session.heard_commit(Lsn(310))
+    burst(session, 310, [2.3, 2.4, 2.5])
     assert not session.server_is_shutting_down
+
+
+def test_a_burst_counts_also_when_each_frame_is_reported_as_data_first() -> None:
+    session = settled()
+    session.heard_commit(Lsn(200))
+    for now in (1.1, 1.2, 1.3, 1.4, 1.5):
+        session.heard_data(now)
+        burst(session, 200, [now])
+    assert session.server_is_shutting_down
 
 
 def test_settling_the_last_work_takes_the_shutdown_back() -> None:
