@@ -15,8 +15,8 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from cdc.errors import ConfigError, WalvecError
+from cdc.postgres import queries
 from cdc.postgres.connect import classify
-from cdc.postgres.queries import query
 
 
 @cache
@@ -38,7 +38,7 @@ def ensure(conn: psycopg.Connection[TupleRow], schema: str) -> list[int]:
         Unavailable: The server went away.
     """
     try:
-        _refuse_foreign(conn, schema)
+        _refuse_newer(schema, _version(conn, schema))
         return [version for version in known() if version > _version(conn, schema) and _apply(conn, schema, version)]
     except psycopg.errors.InsufficientPrivilege as exc:
         raise _not_allowed(conn, schema, exc) from exc
@@ -78,15 +78,20 @@ def require(conn: psycopg.Connection[TupleRow], schema: str) -> None:
 
 def migration_sql(conn: psycopg.Connection[TupleRow] | None, schema: str) -> str:
     """Return every migration as SQL text, the schema itself not included."""
-    parts = (query(f"control_{version:03}", "create", schema=sql.Identifier(schema)) for version in known())
+    parts = (queries.query(f"control_{version:03}", "create", schema=sql.Identifier(schema)) for version in known())
     return "\n\n".join(part.as_string(conn) for part in parts)
 
 
 def _version(conn: psycopg.Connection[TupleRow], schema: str) -> int:
-    table = sql.Identifier(schema, "schema_version")
-    there = conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)]).fetchone()
-    if there is None or there[0] is None:
+    # Not to_regclass: it answers from a cache that another session's commit reaches only when a table is locked.
+    there = conn.execute(
+        "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = 'schema_version'",
+        [schema],
+    ).fetchone()
+    if there is None:
         return 0
+    table = sql.Identifier(schema, "schema_version")
     row = conn.execute(sql.SQL("SELECT max(version) FROM {}").format(table)).fetchone()
     return int(row[0]) if row and row[0] is not None else 0
 
@@ -100,13 +105,11 @@ def _refuse_newer(schema: str, version: int) -> None:
 
 
 def _refuse_foreign(conn: psycopg.Connection[TupleRow], schema: str) -> None:
-    """Refuse a newer walvec's schema, and one that somebody else uses: ours may be dropped as a whole."""
-    version = _version(conn, schema)
-    _refuse_newer(schema, version)
+    """Refuse a schema that somebody else uses: ours may be dropped as a whole."""
     used = conn.execute(
         "SELECT FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) LIMIT 1", [schema]
     ).fetchone()
-    if version == 0 and used is not None:
+    if used is not None:
         raise ConfigError(
             f'The schema "{schema}" holds tables that are not walvec\'s.',
             "Set WALVEC_SCHEMA to the name of a schema of its own.",
@@ -118,12 +121,15 @@ def _apply(conn: psycopg.Connection[TupleRow], schema: str, version: int) -> boo
     name = sql.Identifier(schema)
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('walvec control schema ' || %s, 0))", [schema])
-        if _version(conn, schema) >= version:
+        present = _version(conn, schema)
+        if present >= version:
             return False
+        if present == 0:
+            _refuse_foreign(conn, schema)
         # CREATE SCHEMA IF NOT EXISTS asks for the right to create even where a DBA has made the schema already.
         if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", [schema]).fetchone() is None:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-        conn.execute(query(f"control_{version:03}", "create", schema=name))
+        conn.execute(queries.query(f"control_{version:03}", "create", schema=name))
     return True
 
 

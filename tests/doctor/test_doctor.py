@@ -236,15 +236,16 @@ def test_server_settings_are_judged(settings, db):
             self.parameters, self.server, self.slot = parameters, server, None
             self.settings = settings
 
-    good = {
+    good: dict[str, object] = {
         "wal_level": "logical", "max_replication_slots": "10", "max_wal_senders": "10", "wal_sender_timeout": "60000",
         "logical_decoding_work_mem": "65536", "output_plugin_libraries": 'pgoutput, "x"',
         "max_slot_wal_keep_size": "100",
         "idle_replication_slot_timeout": "0",
     }  # fmt: skip
-    server = {"slots": 0, "walsenders": 0, "in_recovery": False, "encoding": "UTF8", "skew_s": 0.0, "version": 180006,
+    server: dict[str, object] = {"slots": 0, "walsenders": 0, "in_recovery": False, "encoding": "UTF8",
+              "skew_s": 0.0, "version": 180006,
               "version_text": "18.6"}  # fmt: skip
-    wrong = {
+    wrong: dict[str, tuple[dict, dict]] = {
         "WV004": ({"wal_level": "replica"}, {}),
         "WV005": ({}, {"slots": 10}),
         "WV006": ({}, {"walsenders": 10}),
@@ -272,11 +273,11 @@ def test_slots_are_judged(settings):
             self.slot, self.server, self.settings = slot, server or {"standbys": True}, settings
             self.parameters = {"max_slot_wal_keep_size": "1000"}
 
-    good = {
+    good: dict[str, object] = {
         "plugin": "pgoutput", "database": "d", "here": "d", "temporary": False, "active": False, "holder": None,
         "wal_status": "reserved", "safe_wal_size": 900 << 20, "failover": True, "retained": 0, "active_pid": None,
     }  # fmt: skip
-    wrong = {
+    wrong: dict[str, list[dict]] = {
         "WV051": [{"plugin": None}, {"database": "other"}, {"temporary": True}],
         "WV052": [{"active": True, "holder": "thief"}],
         "WV053": [{"wal_status": "lost"}, {"wal_status": "unreserved"}, {"invalidation_reason": "idle_timeout"}],
