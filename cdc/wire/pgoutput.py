@@ -147,9 +147,7 @@ def _delete(read: ByteReader, xid: int | None) -> Delete:
 
 def _truncate(read: ByteReader, xid: int | None) -> Truncate:
     count, flags = read.u32(), read.byte()
-    if count * 4 != read.remaining:  # before anything is allocated for a count that the message cannot hold
-        raise read.fail(f"{count} tables are announced in {read.remaining} bytes")
-    oids = read.fields(Struct(f">{count}I"))
+    oids = read.fields(Struct(f">{count}I"))  # looks for the bytes before it makes room for the numbers
     return Truncate(xid, oids, bool(flags & _CASCADE), bool(flags & _RESTART_IDENTITY))
 
 

@@ -204,7 +204,7 @@ class _Silence:
             self._before_pause = self.seconds(now)
         elif not is_paused and self._before_pause is not None:
             # An answer may lie unread in the socket: ask anew, and leave the time to hear it.
-            self._since = now - min(self._before_pause, self._ask_after)
+            self._since = now - self._before_pause
             self._before_pause = self._asked_at = None
 
     def seconds(self, now: float) -> float:

@@ -48,6 +48,14 @@ def test_any_columns_in_any_order_are_picked_wherever_the_tuple_stands(
     assert end == len(before) + len(tuple_bytes)
 
 
+@pytest.mark.parametrize("row", [ROW, (b"a",) * 5, (b"a" * 20, None, b"b" * 20, UNCHANGED, b"c" * 20)])
+def test_a_tuple_cut_anywhere_is_an_error(row: m.Tuple) -> None:
+    whole = encode(m.Insert(None, OID, row))[6:]
+    for cut in range(len(whole)):
+        with pytest.raises(DecodeError):
+            TuplePicker(5, (0, 4)).pick(whole[:cut], 0)
+
+
 @given(five_cells, five_cells, choices, st.booleans())
 def test_the_row_decoder_agrees_with_the_full_decoder(
     old: m.Tuple, new: m.Tuple, wanted: list[int], key_only: bool
