@@ -224,6 +224,8 @@ _STATES: tuple[tuple[str, type[WalvecError], str], ...] = (
 def _classify_state(state: str, line: str) -> WalvecError:
     if state == "55000" and "wal_level" in line:
         return ConfigError(line, "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.")
+    if state == "42501" and "row-level security" in line:
+        return ConfigError(line, "ALTER ROLE … BYPASSRLS; a backfill must see every row, as the stream does.")
     if state in ("55000", "42704") and "replication slot" in line:
         return SlotLost(line)
     if state == "42704" and "publication" in line:

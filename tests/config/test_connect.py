@@ -140,6 +140,7 @@ def test_values_of_rows_are_not_repeated():
     ("state", "line", "kind"),
     [
         ("55000", 'logical decoding requires "wal_level" >= "logical"', ConfigError),
+        ("42501", 'query would be affected by row-level security policy for table "t"', ConfigError),
         ("55000", 'can no longer access replication slot "s"', SlotLost),
         ("42704", 'replication slot "s" does not exist', SlotLost),
         ("42704", 'publication "p" does not exist', PublicationMissing),
