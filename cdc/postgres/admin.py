@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,22 @@ class Admin:
         """
         self._require_pipeline(pipeline)
         return self._change("clear", [pipeline, pipeline]).rowcount
+
+    def ask_reconcile(self, pipelines: Sequence[str]) -> list[int]:
+        """Ask the consumer to scan these pipelines from the start; return the requests' ids."""
+        return [int(row[0]) for row in self._change("ask_reconcile", [list(pipelines)]).fetchall()]
+
+    def has_consumer(self) -> bool:
+        """Tell whether a consumer holds the slot."""
+        rows = self._rows("consumer", [self._settings.slot])
+        return bool(rows and rows[0]["active"])
+
+    def show_requests(self, requests: Sequence[int], progress: Callable[[str, int, int], None]) -> bool:
+        """Tell ``progress`` (pipeline, rows done, rows in all) how far the requests are; return whether all are done."""
+        rows = self._rows("requests", [list(requests)])
+        for row in rows:
+            progress(row["name"], row["scan_done"], row["scan_total"])
+        return all(row["finished"] for row in rows)
 
     def _slot_status(self) -> SlotStatus:
         row = self._rows("slot", [self._settings.publication, self._settings.slot])[0]

@@ -240,7 +240,7 @@ class PostgresRegistry:
             self._source(table, row)
         except PipelineFault as exc:
             fault = exc
-        parts = (table.shape, table.streamed_as, row and row.column, row and row.target, str(fault or ""))
+        parts = (table.shape, table.streamed_as, row.column if row else None, str(fault or ""))
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         mode, paused = (row.mode, row.paused) if row else ("Background", False)
         return Wanted(name, digest, table.storage, mode, paused, fault)
@@ -256,7 +256,8 @@ class PostgresRegistry:
             raise PipelineFault(f"{name} has left the publication.")
         source = self._source(table, row)
         if row is None:
-            row = await self._register(name, table.table)
+            await self._register(name, table.table)
+        row = await self._stored(name)  # as it is now: what it says of scans and counts may have changed meanwhile
         width = dimension or (row.dimension if row.model == self._settings.model else None)
         if width is None:
             raise ModelUnknown(f"Pipeline {name} waits for the model, which has not answered yet.")
@@ -298,7 +299,7 @@ class PostgresRegistry:
                 error = classify(exc)
                 raise PipelineFault(error.message, error.remedy) if isinstance(error, ConfigError) else error from exc
 
-    async def _register(self, name: str, table: Table) -> Stored:
+    async def _register(self, name: str, table: Table) -> None:
         target = Table(table.schema, _target_name(table.name))
         params = {
             "name": name,
@@ -311,8 +312,14 @@ class PostgresRegistry:
             "vector_type": self._settings.vector_type,
         }
         await self._run("register", params)
+
+    async def _stored(self, name: str) -> Stored:
         rows = [Stored.of(row) for row in await self._rows("pipelines", {"slot": self._settings.slot})]
-        return next(row for row in rows if row.name == name)
+        found = next((row for row in rows if row.name == name), None)
+        if found is None:
+            raise PipelineFault(f"Pipeline {name} was removed from the control schema.")
+        self._tables[name] = (self._tables[name][0], found)
+        return found
 
     async def _redefine(
         self, row: Stored, table: PublishedTable, source: Source, to: Destination, config: bytes, width: int

@@ -53,6 +53,7 @@ class Scan:
     async def run(self) -> None:
         """Walk from where the progress says to the end, and make each step durable."""
         progress = self.progress
+        reason = progress.reason
         if progress.phase == "rows":
             if progress.cursor is None:
                 await self._count()

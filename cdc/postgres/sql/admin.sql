@@ -63,3 +63,17 @@ SELECT (SELECT jsonb_build_object('active_pid', r.active_pid, 'database', r.data
         FROM pg_publication p WHERE p.pubname = %s) AS publication,
        (SELECT jsonb_build_object('owner', pg_get_userbyid(n.nspowner), 'mine', pg_has_role(n.nspowner, 'USAGE'))
         FROM pg_namespace n WHERE n.nspname = %s) AS schema
+
+-- name: ask_reconcile
+INSERT INTO {schema}.requests (pipeline_id, kind) SELECT id, 'reconcile' FROM {schema}.pipelines WHERE name = ANY (%s)
+RETURNING id
+
+-- name: requests
+SELECT p.name, g.scan_done, g.scan_total, r.finished_at IS NOT NULL AS finished, g.scan_reason IS NULL AS settled
+FROM {schema}.requests AS r
+JOIN {schema}.pipelines AS p ON p.id = r.pipeline_id
+JOIN {schema}.progress AS g ON g.pipeline_id = p.id
+WHERE r.id = ANY (%s)
+
+-- name: consumer
+SELECT active_pid IS NOT NULL AS active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s
