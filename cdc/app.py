@@ -7,16 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import structlog
 
-from cdc.api.server import HttpServer
 from cdc.config import Settings
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
-from cdc.ports import EmbedFailed, Vectors
+from cdc.ports import EmbedFailed, EngineView, Vectors
 from cdc.postgres.admin import Admin
 from cdc.postgres.connect import connect_sync, parse_dsn
 from cdc.postgres.registry import PostgresRegistry
@@ -201,8 +200,16 @@ async def _start_patiently(model: EmbedderModel) -> None:
 # -- commands -------------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings) -> int:
+Serve = Callable[[EngineView, Metrics], Callable[[], None]]
+"""Starts what shows the engine to the world; returns what stops it."""
+
+
+def run(settings: Settings, serve: Serve | None = None) -> int:
     """Consume in the foreground until a signal comes; return the exit status.
+
+    Args:
+        settings: Everything that can be set.
+        serve: Starts the HTTP server; None: there is none.
 
     Raises:
         ConfigError: a setting, the server or the role will not do (exit status 2).
@@ -210,11 +217,11 @@ def run(settings: Settings) -> int:
     """
     secrets = [settings.http_token, str(parse_dsn(settings.database_url).get("password", ""))]
     logs.configure(settings.log_level, settings.log_format, secrets=[secret for secret in secrets if secret])
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, serve))
     return 0
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, serve: Serve | None) -> None:
     model, metrics = make_model(settings), Metrics()
     engine = make_engine(settings, model, metrics)
     loop = asyncio.get_running_loop()
@@ -229,16 +236,12 @@ async def _run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    server = None
-    if settings.http_address is not None:
-        server = HttpServer(settings.http, settings.http_token or None, view=EngineFace(settings, engine, model),
-                            metrics=metrics)  # fmt: skip
-        server.start()
+    hide = serve(EngineFace(settings, engine, model), metrics) if serve is not None else None
     try:
         await engine.run()
     finally:
-        if server is not None:
-            server.stop()
+        if hide is not None:
+            hide()
         await model.close()
 
 

@@ -263,7 +263,7 @@ class Registry(Protocol):
         ...
 
     async def take_over(self, system: str, timeline: int) -> list[str]:
-        """Start a new epoch, which shuts any other consumer out; return why everything must be reconciled, if it must."""
+        """Start a new epoch, which shuts others out; return why everything must be reconciled, if it must."""
         ...
 
     async def renew_slot(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from cdc.cli.flags import with_settings
 from cdc.cli.output import as_json, console, note, table
 from cdc.config import Settings
 from cdc.errors import TimedOut
+
+if TYPE_CHECKING:
+    from cdc.ports import EngineView
+    from cdc.telemetry.metrics import Metrics
 
 Pipeline = Annotated[str | None, typer.Argument(metavar="[PIPELINE]", help="One pipeline; all of them without it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -39,7 +43,7 @@ def run(settings: Settings) -> None:
     """
     from cdc import app
 
-    raise typer.Exit(app.run(settings))
+    raise typer.Exit(app.run(settings, _serve(settings)))
 
 
 def sync(
@@ -143,6 +147,21 @@ def bench(context: typer.Context) -> None:
     from cdc import bench as measure
 
     raise typer.Exit(measure.main(context.args))
+
+
+def _serve(settings: Settings) -> Callable[[EngineView, Metrics], Callable[[], None]] | None:
+    """Return what starts the HTTP server; None where it is off."""
+    from cdc.api.server import HttpServer
+
+    if settings.http_address is None:
+        return None
+
+    def serve(view: EngineView, metrics: Metrics) -> Callable[[], None]:
+        server = HttpServer(settings.http, settings.http_token or None, view=view, metrics=metrics)
+        server.start()
+        return server.stop
+
+    return serve
 
 
 class _Progress:

@@ -28,8 +28,8 @@ class Counted:
 class SourceCount:
     """The row count of one source. Not thread-safe: the caller holds a lock.
 
-    A commit that changed the count holds its place in the ledger until :meth:`persisted` says that the count is durable:
-    otherwise a crash right after the acknowledgement would forget the difference.
+    A commit that changed the count holds its place in the ledger until :meth:`persisted` says that the count is
+    durable: otherwise a crash right after the acknowledgement would forget the difference.
     """
 
     def __init__(self, counted: Counted | None = None) -> None:

@@ -1,7 +1,7 @@
 """The dirty keys of one pipeline: which rows differ from their embeddings, and the newest we know of each.
 
-Two lanes wait: *stream* (changes from the WAL, in order of arrival) and *found* (differences a reconcile scan came upon),
-which gives way. A key stands in one lane only, the newest change of it wins, and a key whose work is in flight is held
+Two lanes wait: *stream* (changes from the WAL, in order of arrival) and *found* (what a scan found to differ), which
+gives way. A key stands in one lane only, the newest change of it wins, and a key whose work is in flight is held
 back until that work is done, so that two writes of one row never race.
 
 Memory: an entry that carries its text is an :class:`Entry`; once the text budget is spent only the key is held, and the
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
+from typing import cast
 
 from cdc.flow.ledger import Commit
 from cdc.rows import Key
@@ -184,7 +185,7 @@ class DirtyKeys:
             self._truncation = None
 
     def take(self, rows: int, text_bytes: int) -> list[Work]:
-        """Take up to ``rows`` stream keys, oldest first, of about ``text_bytes`` of text; at least one if any is free."""
+        """Take up to ``rows`` stream keys, oldest first, of about ``text_bytes`` of text; at least one if any."""
         works: list[Work] = []
         if self._truncation is not None:
             return works
@@ -311,7 +312,8 @@ class DirtyKeys:
             if not self._filling:
                 self._draining, self._drained = {}, 0
                 return b"", None
-            self._draining, self._filling = self._filling, {}
+            self._draining = cast(dict[Key, Value | None], self._filling)
+            self._filling = {}
             self._drain, self._drained = iter(self._draining), 0
 
     def _work(self, key: Key, value: Value) -> Work:

@@ -1,9 +1,9 @@
 """How far the write-ahead log may be acknowledged.
 
 A replication slot is acknowledged by position, and acknowledging a position promises that nothing before it is ever
-needed again. Work settles in any order, so the ledger keeps the commits that still have unsettled work, in commit order,
-and the position that was safe just before each of them began. The rule is one line: *the acknowledged position is the
-floor of the oldest unsettled commit, or everything received when there is none.*
+needed again. Work settles in any order, so the ledger keeps the commits that still have unsettled work, in commit
+order, and the position that was safe just before each of them began. The rule is one line: *the acknowledged position
+is the floor of the oldest unsettled commit, or everything received when there is none.*
 
 Facts it leans on (https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html):
 

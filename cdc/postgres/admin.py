@@ -93,7 +93,7 @@ class Admin:
         return bool(rows and rows[0]["active"])
 
     def show_requests(self, requests: Sequence[int], progress: Callable[[str, int, int], None]) -> bool:
-        """Tell ``progress`` (pipeline, rows done, rows in all) how far the requests are; return whether all are done."""
+        """Tell ``progress`` (pipeline, rows done, in all) how far the requests are; return whether all are done."""
         rows = self._rows("requests", [list(requests)])
         for row in rows:
             progress(row["name"], row["scan_done"], row["scan_total"])

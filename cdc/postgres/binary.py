@@ -100,7 +100,7 @@ def vectors(array: NDArray[np.float32], element_type: int) -> BinaryArray:
 
 
 def half_vectors(array: NDArray[np.float32], element_type: int) -> BinaryArray:
-    """Return the ``halfvec[]`` of ``array``, shape ``(rows, dimension)``; ``element_type`` is the OID of ``halfvec``."""
+    """Return the ``halfvec[]`` of ``array``, shape ``(rows, dimension)``; ``element_type`` is its OID."""
     return _pgvector(array, ">f2", element_type)
 
 

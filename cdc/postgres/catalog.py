@@ -142,8 +142,21 @@ def tables_of(rows: Sequence[tuple[Any, ...]]) -> list[PublishedTable]:
             streamed_as=tuple(Table(*member) for member in zip(schemas, members, strict=True)),
             storage=storage or "",
         )
-        for (oid, schema, name, identity, attnames, row_filter, schemas, members, names, types, bases, key, storage)
-        in rows
+        for (
+            oid,
+            schema,
+            name,
+            identity,
+            attnames,
+            row_filter,
+            schemas,
+            members,
+            names,
+            types,
+            bases,
+            key,
+            storage,
+        ) in rows
     ]
 
 

@@ -63,11 +63,11 @@ def text_expression(text: tuple[Column, ...]) -> sql.Composed:
 
 
 def rows(source: Source, fingerprint: bytes) -> sql.Composed:
-    """Return a sub-select of the source's key columns, ``walvec_text`` (text) and ``walvec_hash`` (bytea), as a relation.
+    """Return a sub-select of the key columns, ``walvec_text`` (text) and ``walvec_hash`` (bytea), as a relation.
 
     Rows without text have NULL in both. The publication's row filter is applied.
     """
-    where = sql.SQL("WHERE ({})").format(sql.SQL(source.row_filter)) if source.row_filter else sql.SQL("")  # type: ignore[arg-type]
+    where = sql.SQL("WHERE ({})").format(sql.SQL(source.row_filter)) if source.row_filter else sql.SQL("")
     return sql.SQL(
         "(SELECT {keys}, t.walvec_text, "
         "pg_catalog.substr(pg_catalog.sha256({fp}::pg_catalog.bytea "
@@ -86,5 +86,5 @@ def rows(source: Source, fingerprint: bytes) -> sql.Composed:
 
 def plain_rows(source: Source) -> sql.Composed:
     """Return the rows that the publication lets through, as a relation."""
-    where = sql.SQL("WHERE ({})").format(sql.SQL(source.row_filter)) if source.row_filter else sql.SQL("")  # type: ignore[arg-type]
+    where = sql.SQL("WHERE ({})").format(sql.SQL(source.row_filter)) if source.row_filter else sql.SQL("")
     return sql.SQL("(SELECT FROM {} {})").format(identifier(source.table), where)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import LiteralString, cast
 
 from psycopg import sql
 
@@ -29,7 +28,7 @@ def load(file: str) -> dict[str, str]:
 
 def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
     """Return the query ``name`` of ``file`` with its placeholders filled."""
-    return sql.SQL(cast(LiteralString, load(file)[name])).format(**parts)
+    return sql.SQL(load(file)[name]).format(**parts)
 
 
 def bound(file: str, name: str, rendered: Mapping[str, str] | None = None, **parts: sql.Composable) -> sql.SQL:
@@ -38,8 +37,8 @@ def bound(file: str, name: str, rendered: Mapping[str, str] | None = None, **par
     A per cent sign in one of ``parts`` stands for itself; ``rendered`` fragments hold parameters of their own.
     """
     text = {key: escaped(part) for key, part in parts.items()} | dict(rendered or {})
-    fragments = {key: sql.SQL(cast(LiteralString, part)) for key, part in text.items()}
-    return sql.SQL(cast(LiteralString, query(file, name, **fragments).as_string(None)))
+    fragments = {key: sql.SQL(part) for key, part in text.items()}
+    return sql.SQL(query(file, name, **fragments).as_string(None))
 
 
 def escaped(part: sql.Composable) -> str:

@@ -130,9 +130,7 @@ class PostgresRegistry:
 
     def _check_slot(self, connection: psycopg.Connection[TupleRow]) -> None:
         settings = self._settings
-        there = connection.execute(
-            bound("catalog", "publication"), {"publication": settings.publication}
-        ).fetchone()
+        there = connection.execute(bound("catalog", "publication"), {"publication": settings.publication}).fetchone()
         known = connection.execute(self._query("slot_row"), {"slot": settings.slot}).fetchone()
         row = connection.execute(self._query("slot_state"), {"slot": settings.slot}).fetchone()
         view = _slot_view(row)
@@ -150,7 +148,7 @@ class PostgresRegistry:
         setup.ensure_slot(settings, connection, lambda _: None)
 
     async def take_over(self, system: str, timeline: int) -> list[str]:
-        """Start a new epoch, which shuts any other consumer out; return why everything must be reconciled, if it must."""
+        """Start a new epoch, which shuts others out; return why everything must be reconciled, if it must."""
         slot = {"slot": self._settings.slot}
         before = await self._one("slot_row", slot)
         view = await self.slot()
@@ -219,7 +217,7 @@ class PostgresRegistry:
             self._publication = None
             raise PublicationMissing(
                 f'The publication "{self._settings.publication}" was dropped.',
-                f"Make it again; everything is reconciled then: {setup.publication_sql(self._settings.publication, [])}",
+                f"Everything is reconciled once it is back: {setup.publication_sql(self._settings.publication, [])}",
             )
         self._publication = publication
         stored = [Stored.of(row) for row in await self._rows("pipelines", {"slot": self._settings.slot})]
@@ -228,9 +226,9 @@ class PostgresRegistry:
         found = [(table, named.get(table.table)) for table in tables if table.table not in targets]
         published = {table.table for table in tables}
         gone = [row for row in stored if row.source not in published and row.attached]
-        self._tables = {
-            (row.name if row else str(table.table)): (table, row) for table, row in found
-        } | {row.name: (None, row) for row in gone}
+        self._tables = {(row.name if row else str(table.table)): (table, row) for table, row in found} | {
+            row.name: (None, row) for row in gone
+        }
         return [self._want(name, table, row) for name, (table, row) in self._tables.items() if table is not None]
 
     def _want(self, name: str, table: PublishedTable | None, row: Stored | None) -> Wanted:

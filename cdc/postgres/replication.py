@@ -82,9 +82,7 @@ def _start(connection: psycopg.Connection[Any], settings: StreamSettings) -> Non
     """Start streaming where the slot stands: 0/0 leaves the position to the server, which alone knows it."""
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
-    ).format(
-        sql.Identifier(settings.slot), sql.Literal(sql.Identifier(settings.publication).as_string(connection))
-    )
+    ).format(sql.Identifier(settings.slot), sql.Literal(sql.Identifier(settings.publication).as_string(connection)))
     try:
         connection.execute(command)
     except psycopg.Error as exc:

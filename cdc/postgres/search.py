@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, UnknownPipeline, Unavailable
+from cdc.errors import ConfigError, Unavailable, UnknownPipeline
 from cdc.postgres import expressions
 from cdc.postgres.catalog import source_of
 from cdc.postgres.connect import classify

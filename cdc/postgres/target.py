@@ -127,11 +127,7 @@ class PostgresTarget:
         statement = self._sql.scan_first if after is None else self._sql.scan_after
         result = await self._run(statement, {"limit": rows, "bytes": text_bytes, **self._sql.cursor(after)})
         width = self._width
-        differences = tuple(
-            Difference(_key(row[:width]), row[width + 2])
-            for row in result
-            if _true(row[width + 1])
-        )
+        differences = tuple(Difference(_key(row[:width]), row[width + 2]) for row in result if _true(row[width + 1]))
         return self._page(result, differences, total=width + 4)
 
     async def orphans(self, after: tuple[str, ...] | None, rows: int) -> Page:

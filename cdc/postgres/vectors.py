@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -81,7 +81,7 @@ async def ensure_destination(
             target=expressions.identifier(target),
             keys=expressions.columns(source.key),
             key_definitions=_key_definitions(source),
-            vector_type=sql.SQL(cast(LiteralString, vector.sql)),
+            vector_type=sql.SQL(vector.sql),
         )
     )
     return Destination(vector, made=True)
@@ -89,8 +89,7 @@ async def ensure_destination(
 
 def _key_definitions(source: Source) -> sql.Composed:
     return sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(cast(LiteralString, column.type)))
-        for column in source.key
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type)) for column in source.key
     )
 
 

@@ -18,7 +18,7 @@ from cdc.flow.ledger import Commit
 from cdc.flow.snapshots import Snapshot
 from cdc.ports import DeadLetter, EmbedFailed, Observer, Target, Vectors, Write
 from cdc.prepare.text import is_blank, source_hash
-from cdc.services.desk import Desk
+from cdc.services.desk import ROUNDS, Desk
 from cdc.services.gate import ModelGate, Priority
 from cdc.services.writer import Writer
 
@@ -174,7 +174,7 @@ class Delivery:
                 for work in quiet:
                     del left[id(work)]
                     self._desk.dirty.settle(work)
-        texts = list(ready.texts.values())
+        texts = await self._restless(list(ready.texts.values()), left)
         batches = [[texts[i] for i in batch] for batch in self._gate.model.pack([text.tokens for text in texts])]
         sending = [self._batch(batch, guarded, priority, left) for batch in batches]
         silent = Write(guarded, removals=ready.removals, settled=[] if quiet else ready.settled)
@@ -215,6 +215,22 @@ class Delivery:
         middle = len(texts) // 2
         await self._batch(texts[:middle], guarded, priority, left)
         await self._batch(texts[middle:], guarded, priority, left)
+
+    async def _restless(self, texts: list[_Text], left: dict[int, Work]) -> list[_Text]:
+        """Bury rows whose text a trigger changes each time their vector is written; return the other texts."""
+        if not self._desk.rounds:
+            return texts
+        rest = []
+        for text in texts:
+            if any(self._desk.rounds.get(work.key, 0) >= ROUNDS for work in text.works):
+                with self._desk.lock:
+                    for work in text.works:
+                        self._desk.rounds.pop(work.key, None)
+                message = "A trigger changes the row's text whenever its vector is written, so they never agree."
+                await self._bury(text.works, "write", "text changed by the write itself", message, ROUNDS, left)
+            else:
+                rest.append(text)
+        return rest
 
     async def _store(self, texts: list[_Text], vectors: Vectors, guarded: bool, left: dict[int, Work]) -> None:
         works = [work for text in texts for work in text.works]

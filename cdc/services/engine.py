@@ -7,6 +7,7 @@ that does not know yet that it lost the slot. Everybody else stands by and tries
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -97,9 +98,7 @@ class Engine:
         self.gate = ModelGate(model, settings.inflight, observer)
         budget = Budget(settings.queue_bytes, settings.queue_rows)
         self.intake = Intake(threading.Lock(), budget, observer, self._marked, self._heard)
-        self.fleet = Fleet(
-            registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set
-        )
+        self.fleet = Fleet(registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set)
 
     # -- from outside -----------------------------------------------------------------------------------------------
 
@@ -238,10 +237,8 @@ class Engine:
 
     async def _work(self, stream: Stream) -> None:
         """One turn: look, acknowledge, move overflow, report."""
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._turn.wait(), TURN_S)
-        except TimeoutError:
-            pass
         self._turn.clear()
         if stream.failure is not None:
             raise stream.failure
@@ -401,7 +398,9 @@ class Engine:
         trouble = self.gate.trouble
         failing = [m for m in self.fleet.members.values() if m.state is PipelineState.ERROR]
         return (
-            HealthCheck("database", "ok" if self._database_ok else "error", "" if self._database_ok else self._slot.reason),
+            HealthCheck(
+                "database", "ok" if self._database_ok else "error", "" if self._database_ok else self._slot.reason
+            ),
             HealthCheck("slot", "ok" if streaming else "error", self._slot.reason),
             HealthCheck("model", "warn" if trouble else "ok", str(trouble or "")),
             HealthCheck(
@@ -412,10 +411,8 @@ class Engine:
         )
 
     async def _sleep(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            pass
 
     def _turn_from_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._turn.set)

@@ -1,7 +1,7 @@
 """The pipelines of one consumer: started, stopped and made anew as the publication and the control schema say.
 
-Each runs in a task of its own. One that fails is set aside with its reason, a reconcile is noted for it, and it is tried
-again after a while; the others never notice.
+Each runs in a task of its own. One that fails is set aside with its reason, a reconcile is noted for it, and it is
+tried again after a while; the others never notice.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class Fleet:
         member.wanted = want
         if member.pipeline is not None:
             if moved and member.followed is not None:
-                await self.reconcile(member.followed.id, "the table was rewritten, truncated, or its partitions changed")
+                await self.reconcile(
+                    member.followed.id, "the table was rewritten, truncated, or its partitions changed"
+                )
                 await self._registry.moved(want.name, want.storage)
             if member.pipeline.paused != want.paused:
                 log.info("pipeline_paused" if want.paused else "pipeline_resumed", pipeline=want.name)
@@ -303,12 +305,13 @@ class Fleet:
 
     async def reconcile(self, id: int | None, reason: str) -> None:
         """Have one pipeline, or all, scanned from the start."""
-        await self._registry.need_reconcile(reason, id)
         for member in self.members.values():
             if member.pipeline is not None and member.followed is not None and id in (None, member.followed.id):
                 log.info("reconcile_started", pipeline=member.wanted.name, reason=reason)
                 member.pipeline.reconcile(reason)
                 member.state, member.reason = PipelineState.BACKFILLING, reason
+        # After telling the pipeline: a scan that ends now must not strike the new reason out.
+        await self._registry.need_reconcile(reason, id)
 
     async def close_gaps(self) -> None:
         """Have pipelines scanned whose changes the stream cannot tell, then let those commits settle."""

@@ -6,10 +6,9 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
-from typing import AsyncIterator
 
 from cdc.flow.disposition import Failure, backoff_s
 from cdc.ports import EmbedFailed, Model, Observer, Vectors

@@ -11,10 +11,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from struct import Struct
 from typing import Final
 
+from cdc.errors import DecodeError
 from cdc.flow.dirty import Budget, Kind
 from cdc.flow.ledger import Commit, Ledger
 from cdc.ports import Observer, Route
@@ -25,7 +25,7 @@ from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
 from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
 from cdc.wire.pgoutput import decode
 from cdc.wire.relations import Relation
-from cdc.wire.tuples import ROUTE_KEY, RowDecoder
+from cdc.wire.tuples import ROUTE_KEY, RowDecoder, route_keys
 
 PREFIX: Final = "walvec"
 OWN: Final = b"own"
@@ -198,7 +198,7 @@ class Intake:
     def _change(self, op: bytes, reader: _TableReader, frame: bytes) -> None:
         commit = self._commit
         if commit is None:
-            return
+            raise DecodeError("A row change arrived outside a transaction.")
         lane, width = reader.lane, reader.width
         desk = lane.desk
         old: Sequence[Cell] | None = None
@@ -230,8 +230,11 @@ class Intake:
                 self._mark(desk, key, Kind.REREAD, None, commit)
         else:
             text = lane.composer.text(texts)
-            if self._own and self._is_echo(desk, key, text):
-                return
+            if desk.expected and self._own:
+                if self._is_echo(desk, key, text):
+                    return
+            elif desk.rounds:
+                desk.rounds.pop(key, None)  # the user's own change: it counts anew
             self._mark(desk, key, Kind.INSERT if op == _INSERT else Kind.UPDATE, text, commit)
 
     def _mark(self, desk: Desk, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> None:
@@ -265,8 +268,11 @@ class Intake:
             self._own = False
         elif tag == _COMMIT and len(frame) == BODY + 26:
             self._end(_COMMIT_BODY(frame, BODY + 1)[1])
-        elif tag in (_INSERT, _UPDATE, _DELETE) and int.from_bytes(frame[BODY + 1 : BODY + 5]) not in self._by_oid:
-            return  # a table that no pipeline follows
+        elif tag in (_INSERT, _UPDATE, _DELETE):
+            reader = self._by_oid.get(int.from_bytes(frame[BODY + 1 : BODY + 5]))
+            if reader is not None:  # a table that is followed, and a row that does not fit it: nothing may be skipped
+                decode(frame[BODY:])
+                raise DecodeError(f"A change of {reader.lane.desk.name} does not fit the table that was announced.")
         else:
             self._other(frame)
 
@@ -329,9 +335,8 @@ class Intake:
         if not reader.readable:
             return  # a key column is gone: the catalogue says so too, and a scan follows once it is mended
         self._by_oid[oid] = reader
-        columns = len(relation.columns).to_bytes(2)
-        for op, kind in (*product((_INSERT, _UPDATE), (b"N",)), *product((_UPDATE, _DELETE), (b"K", b"O"))):
-            self._readers[op + oid.to_bytes(4) + kind + columns] = (op, reader)
+        for route, tag in route_keys(relation).items():
+            self._readers[route] = (tag, reader)
 
     def _report(self) -> None:
         if self._changed:

@@ -76,6 +76,7 @@ class Pipeline:
         self._moved = asyncio.Event()
         self._windows: set[asyncio.Task[None]] = set()
         self._scanning = asyncio.Event()
+        self._asked: str | None = None
         if progress.reason is not None:
             self._scanning.set()
         self.writer = Writer(desk, target, observer, self._settled)
@@ -91,9 +92,8 @@ class Pipeline:
         self._moved.set()
 
     def reconcile(self, reason: str) -> None:
-        """Have the source scanned from the start. The caller has made the reason durable."""
-        self.progress.reason, self.progress.phase, self.progress.cursor = reason, "rows", None
-        self.progress.done = 0
+        """Have the source scanned from the start, after the scan that is under way, if one is."""
+        self._asked = reason
         self._scanning.set()
 
     @property
@@ -120,8 +120,8 @@ class Pipeline:
         self._failure = asyncio.get_running_loop().create_future()
         self.queued = await self._patiently(self.target.queued)
         parts = [
-            asyncio.create_task(part, name=f"{self.desk.name} {part.__name__}")
-            for part in (self._dispatch(), self.writer.run(), self._scan())
+            asyncio.create_task(part(), name=f"{self.desk.name} {part.__name__}")
+            for part in (self._dispatch, self.writer.run, self._scan)
         ]
         self._wake.set()
         try:
@@ -174,9 +174,9 @@ class Pipeline:
 
     def _window_done(self, task: asyncio.Task[None]) -> None:
         self._windows.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            if self._failure is not None and not self._failure.done():
-                self._failure.set_exception(exc)
+        exc = None if task.cancelled() else task.exception()
+        if exc is not None and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(exc)
         self.notify()
 
     def _settled(self) -> None:
@@ -201,14 +201,27 @@ class Pipeline:
         while True:
             await self._scanning.wait()
             self._scanning.clear()
+            self._restart()
             for attempt in itertools.count(1):
                 try:
                     await self._barrier()
-                    await self.scan.run()
-                    await self._backfilled()
+                    await self.scan.run(self._restart)
+                    if self.progress.reason is None:
+                        await self._backfilled()
+                    else:
+                        self._scanning.set()
                     break
                 except Unavailable:
                     await asyncio.sleep(backoff_s(attempt))
+
+    def _restart(self) -> bool:
+        """Set the progress to the start of the scan that was asked for, if one was; tell whether so."""
+        if self._asked is None:
+            return False
+        progress = self.progress
+        progress.reason, progress.phase, progress.cursor, progress.done = self._asked, "rows", None, 0
+        self._asked = None
+        return True
 
     # -- the durable queue ------------------------------------------------------------------------------------------
 

@@ -43,17 +43,22 @@ class Progress:
 class Scan:
     """Walks one pipeline's source and destination."""
 
-    def __init__(self, desk: Desk, target: Target, progress: Progress, moved: asyncio.Event, wake: asyncio.Event) -> None:
+    def __init__(
+        self, desk: Desk, target: Target, progress: Progress, moved: asyncio.Event, wake: asyncio.Event
+    ) -> None:
         self._desk = desk
         self._target = target
         self._moved = moved  # set whenever works settle
         self._wake = wake  # tells the dispatcher that there is work
         self.progress = progress
 
-    async def run(self) -> None:
-        """Walk from where the progress says to the end, and make each step durable."""
+    async def run(self, again: Callable[[], bool]) -> None:
+        """Walk from where the progress says to the end, and make each step durable.
+
+        Args:
+            again: Asked at the end: sets the progress to the start of the next scan if one is due, and says so.
+        """
         progress = self.progress
-        reason = progress.reason
         if progress.phase == "rows":
             if progress.cursor is None:
                 await self._count()
@@ -62,7 +67,8 @@ class Scan:
             await self._save()
         await self._walk(self._orphans, counts=False)
         await self._target.recount_embeddings()
-        progress.reason, progress.cursor = None, None
+        if not again():
+            progress.reason, progress.cursor = None, None
         await self._save()
 
     async def _orphans(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:

@@ -100,6 +100,10 @@ class Writer:
 
     async def _transaction(self, write: Write) -> None:
         desk = self._desk
+        if self._target.in_place:
+            with desk.lock:  # before the write: the stream may show it before the write returns
+                for work in write.upserts:
+                    desk.expect(work.key, work.hash)
         for attempt in range(1, 1_000_000):
             with desk.lock:
                 counted = desk.count.counted

@@ -1,4 +1,4 @@
-"""A real consumer in a process of its own, for tests, benchmarks and the demo: `walvec run`, started, watched, killed."""
+"""A real consumer in a process of its own: `walvec run`, started, watched, killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 
 def environment(url: str, settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a walvec command: nothing of the caller's own settings, the ``hash`` runtime, no HTTP."""
+    """Return the environment of a walvec command: none of the caller's own settings, the ``hash`` runtime, no HTTP."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("WALVEC_", "PG"))}
     chosen = {"WALVEC_RUNTIME": "hash", "WALVEC_HTTP": "off", "WALVEC_INDEX": "off", "WALVEC_LOG_FORMAT": "json"}
     return {**mine, **chosen, "WALVEC_DATABASE_URL": url, **(settings or {})}
@@ -118,7 +118,9 @@ class Consumer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None and self._process.poll() is None:
             self.kill()
         if exc is not None:
