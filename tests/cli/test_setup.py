@@ -53,6 +53,7 @@ def test_init_makes_everything_once(db, settings):
     assert not any(line.startswith("Made") for line in second)
     row = db.execute("SELECT slot, publication, state FROM walvec.slots").fetchone()
     assert row == (settings.slot, "walvec", "stopped")
+    assert db.execute("SELECT pubviaroot FROM pg_publication").fetchone() == (True,)
     plugin, failover = db.execute(
         "SELECT plugin, to_jsonb(s) -> 'failover' FROM pg_replication_slots s WHERE slot_name = %s", [settings.slot]
     ).fetchone()
