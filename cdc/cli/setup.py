@@ -37,15 +37,23 @@ def init(
         ),
     ] = None,
     print_sql: Annotated[bool, typer.Option("--print-sql", help="Print the SQL for a DBA; touch nothing.")] = False,
+    in_place: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Keep the vectors in this column of the one --table, not in a table."),
+    ] = None,
 ) -> None:
     """Make what is missing: publication, slot, pgvector and control schema. Safe to repeat."""
     from cdc.postgres import setup
 
     wanted = [setup.parse_table(name) for name in tables or []]
+    if in_place is not None and (len(wanted) != 1 or print_sql):
+        raise ConfigError("--in-place names the vector column of one table.", "Give exactly one --table with it.")
     if print_sql:
         print(setup.print_sql(settings, _role(settings), wanted), end="")
         return
     setup.init(settings, wanted, say=print, warn=note)
+    if in_place is not None:
+        print(setup.keep_in_place(settings, wanted[0], in_place))
 
 
 def _role(settings: Settings) -> str:

@@ -6,6 +6,7 @@ younger than the slot does not exist at the place where decoding starts.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -282,3 +283,36 @@ def _refused(exc: psycopg.Error) -> Exception:
     if exc.sqlstate and exc.sqlstate.startswith(("42", "22", "0A")) and not isinstance(found, ConfigError):
         return ConfigError(found.message, found.remedy)
     return found
+
+
+def keep_in_place(settings: SetupSettings, table: Table, column: str) -> str:
+    """Have the vectors of ``table`` kept in its own ``column``, and say so.
+
+    Hashes and versions go to a table in the control schema. An existing pipeline of the table is left as it is.
+
+    Raises:
+        ConfigError: The table has a pipeline that keeps its vectors elsewhere.
+    """
+    with connect_sync(settings, "setup") as conn:
+        statement = bound("registry", "in_place", schema=sql.Identifier(settings.schema))
+        found = conn.execute(statement, {"schema": table.schema, "table": table.name}).fetchone()
+        if found is not None and found[0] == column:
+            return f"The vectors of {table} are kept in its column {column}."
+        if found is not None:
+            raise ConfigError(
+                f"{table} has a pipeline already, which keeps its vectors {f'in {found[0]}' if found[0] else 'apart'}.",
+                f"Delete its row from {settings.schema}.pipelines first.",
+            )
+        digest = hashlib.sha256(f"{table}.{column}".encode()).hexdigest()[:8]
+        params = {
+            "name": str(table),
+            "slot": settings.slot,
+            "source_schema": table.schema,
+            "source_table": table.name,
+            "target_schema": settings.schema,
+            "target_table": f"{table.name[:40].encode()[:40].decode('utf-8', 'ignore')}_{digest}_hashes",
+            "target_column": column,
+            "vector_type": settings.vector_type,
+        }
+        conn.execute(bound("registry", "register", schema=sql.Identifier(settings.schema)), params)
+    return f"The vectors of {table} will be kept in its column {column}."

@@ -13,6 +13,9 @@ from cdc.rows import Key
 ROUNDS = 5
 """How often a trigger may answer our write-back with another text before the row is dead-lettered."""
 
+NO_TEXT = b""
+"""Stands for the hash of a row that has no text."""
+
 _EXPECTED = 100_000
 
 

@@ -20,7 +20,7 @@ from cdc.flow.ledger import Commit, Ledger
 from cdc.ports import Observer, Route
 from cdc.prepare.text import Composer, source_hash
 from cdc.rows import UNCHANGED, Cell, Key, Table
-from cdc.services.desk import Desk
+from cdc.services.desk import NO_TEXT, Desk
 from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
 from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
 from cdc.wire.pgoutput import decode
@@ -248,7 +248,7 @@ class Intake:
         expected = desk.expected.pop(key, None)
         if expected is None:
             return False
-        if text is not None and source_hash(desk.fingerprint, text) == expected:
+        if (NO_TEXT if text is None else source_hash(desk.fingerprint, text)) == expected:
             desk.rounds.pop(key, None)
             return True
         desk.rounds[key] = desk.rounds.get(key, 0) + 1

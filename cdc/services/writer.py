@@ -15,7 +15,7 @@ from cdc.errors import RowRefused, Unavailable
 from cdc.flow.dirty import Kind
 from cdc.flow.disposition import backoff_s
 from cdc.ports import Observer, Target, Write
-from cdc.services.desk import Desk
+from cdc.services.desk import NO_TEXT, Desk
 
 MAX_ROWS = 4096
 """Rows in one write-back transaction; past a thousand or so, more gain nothing."""
@@ -102,8 +102,10 @@ class Writer:
         desk = self._desk
         if self._target.in_place:
             with desk.lock:  # before the write: the stream may show it before the write returns
-                for work in write.upserts:
+                for work in (*write.upserts, *(letter.work for letter in write.dead)):
                     desk.expect(work.key, work.hash)
+                for work in write.removals:
+                    desk.expect(work.key, NO_TEXT)
         for attempt in range(1, 1_000_000):
             with desk.lock:
                 counted = desk.count.counted

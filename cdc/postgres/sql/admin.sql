@@ -3,6 +3,11 @@
 -- name: pipelines
 SELECT name FROM {schema}.pipelines ORDER BY name
 
+-- name: known_tables
+-- Tables that a pipeline reads or writes.
+SELECT source_schema || '.' || source_table AS table FROM {schema}.pipelines
+UNION SELECT target_schema || '.' || target_table FROM {schema}.pipelines
+
 -- name: pipeline_metrics
 -- The kbstat table and what stands beside it, one row per pipeline, of one slot.
 SELECT pipeline, mode, source_type, model, status, reason, unprocessed_rows, scans_completed, source_records,

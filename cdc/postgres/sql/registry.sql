@@ -86,6 +86,9 @@ WITH p AS (
 INSERT INTO {schema}.progress (pipeline_id, scan_reason, scan_phase) SELECT id, 'first backfill', 'rows' FROM p
 RETURNING pipeline_id
 
+-- name: in_place
+SELECT target_column::text FROM {schema}.pipelines WHERE source_schema = %(schema)s AND source_table = %(table)s
+
 -- name: redefine
 UPDATE {schema}.pipelines
 SET source_oid = %(oid)s, key_columns = %(key)s, text_columns = %(text)s, vector_type = %(vector_type)s,

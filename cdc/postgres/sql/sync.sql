@@ -5,10 +5,6 @@
 -- and it gives an idle consumer something to acknowledge.
 SELECT pg_logical_emit_message(true, 'walvec', 'sync')::text, clock_timestamp()
 
--- name: tables
--- Tables of the publication, without walvec's own. Parameters: publication, control schema.
-SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = %s AND schemaname <> %s
-
 -- name: settled
 -- Whether the slot is acknowledged up to a position, and nothing that is older waits in the durable queue. Pipelines in
 -- error are not waited for: they are reported.
@@ -21,7 +17,7 @@ SELECT EXISTS (SELECT FROM pg_replication_slots r
 
 -- name: waits
 -- What is still to be waited for: (pipeline or table, why, whether it is an error that nobody should wait for).
--- A leaf partition is looked after by a pipeline of its own or of any table above it. Destinations are no sources.
+-- Destinations are no sources.
 SELECT coalesce(p.name, w.s || '.' || w.t),
        CASE WHEN p.id IS NULL THEN 'it has no pipeline yet'
             WHEN g.state = 'error' THEN g.reason
@@ -29,16 +25,8 @@ SELECT coalesce(p.name, w.s || '.' || w.t),
             ELSE 'a requested run is under way' END,
        coalesce(g.state = 'error', false)
 FROM unnest(%(schemas)s::text[], %(tables)s::text[]) AS w(s, t)
-LEFT JOIN LATERAL (
-    SELECT p.id, p.name
-    FROM {schema}.pipelines p
-    WHERE p.attached AND p.slot = %(slot)s
-      AND ((p.source_schema = w.s AND p.source_table = w.t)
-           OR EXISTS (SELECT FROM pg_partition_ancestors(to_regclass(format('%%I.%%I', w.s, w.t))) a
-                      JOIN pg_class c ON c.oid = a.relid
-                      WHERE c.relname = p.source_table AND c.relnamespace = to_regnamespace(quote_ident(p.source_schema))))
-    LIMIT 1
-) AS p ON true
+LEFT JOIN {schema}.pipelines p
+       ON p.source_schema = w.s AND p.source_table = w.t AND p.attached AND p.slot = %(slot)s
 LEFT JOIN {schema}.progress g ON g.pipeline_id = p.id
 WHERE (p.id IS NULL AND to_regclass(format('%%I.%%I', w.s, w.t)) IS NOT NULL
        AND NOT EXISTS (SELECT FROM {schema}.pipelines d WHERE d.target_schema = w.s AND d.target_table = w.t))
