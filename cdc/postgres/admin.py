@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from psycopg.rows import TupleRow, dict_row
 from cdc.errors import ConfigError
 from cdc.postgres import control
 from cdc.postgres.connect import classify
+from cdc.postgres.published import fault, published
 from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
-from cdc.status import EngineStatus, PipelineState, PipelineStatus, SlotState, SlotStatus
+from cdc.status import EngineStatus, HealthCheck, PipelineState, PipelineStatus, SlotState, SlotStatus
 
 Conn = psycopg.Connection[TupleRow]
 
@@ -37,10 +38,21 @@ class Admin:
         self._settings = settings
 
     def status(self) -> EngineStatus:
-        """Return the slot and its pipelines as the database knows them, the consumer running or not."""
+        """Return the slot and its pipelines as the database knows them, the consumer running or not.
+
+        Published tables that have no pipeline, because none can follow them, are among the checks.
+        """
         slot = self._slot_status()
         rows = self._rows("pipeline_metrics", [self._settings.slot])
-        return EngineStatus(slot=slot, pipelines=tuple(_pipeline_status(row) for row in rows))
+        pipelines = tuple(_pipeline_status(row) for row in rows)
+        known = {row["table"] for row in self._rows("known_tables")}
+        return EngineStatus(slot=slot, pipelines=pipelines, checks=tuple(self._checks(known)))
+
+    def _checks(self, known: set[str]) -> Iterator[HealthCheck]:
+        for table in published(self._conn, self._settings.publication, self._settings.schema):
+            found = None if str(table.table) in known else fault(table)
+            if found is not None:
+                yield HealthCheck(str(table.table), "error", str(found))
 
     def pipelines(self) -> list[str]:
         """Return the names of all pipelines."""

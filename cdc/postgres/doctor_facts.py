@@ -14,7 +14,8 @@ from psycopg import sql
 from psycopg.rows import TupleRow, dict_row
 
 from cdc.postgres import control
-from cdc.postgres.catalog import PublishedTable, tables_of, tables_statement
+from cdc.postgres.catalog import PublishedTable
+from cdc.postgres.published import published
 from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
 
@@ -148,8 +149,7 @@ class Facts:
         """The published tables, as the consumer sees them, without what looks like a destination."""
         if self.publication is None:
             return []
-        params = {"publication": self.settings.publication, "control": self.settings.schema}
-        found = tables_of(self.conn.execute(tables_statement(self.server["version"]), params).fetchall())
+        found = published(self.conn, self.settings.publication, self.settings.schema)
         own = {row["table"] for row in self.rows("own_tables")}
         return [table for table in found if str(table.table) not in own]
 

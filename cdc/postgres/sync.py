@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 from cdc.errors import Unavailable
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.control import installed_version
+from cdc.postgres.published import fault, published
 from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
 
@@ -42,7 +43,7 @@ class Sync:
         self._schema_ready = False
         try:
             target, since = self._row(bound("sync", "mark"), {})
-            tables = self._conn.execute(bound("sync", "tables"), [settings.publication, settings.schema]).fetchall()
+            tables = published(self._conn, settings.publication, settings.schema)
         except psycopg.Error as exc:
             self._conn.close()
             raise classify(exc) from exc
@@ -50,9 +51,10 @@ class Sync:
             "slot": settings.slot,
             "target": target,
             "since": since,
-            "schemas": [row[0] for row in tables],
-            "tables": [row[1] for row in tables],
+            "schemas": [table.table.schema for table in tables],
+            "tables": [table.table.name for table in tables],
         }
+        self._faults = {str(table.table): found for table in tables if (found := fault(table)) is not None}
 
     def wait(self, timeout_s: float | None) -> bool:
         """Return True once everything is settled, False when ``timeout_s`` seconds have passed first. Blocks.
@@ -94,11 +96,10 @@ class Sync:
         if not self._row(bound("sync", "settled", schema=schema), self._bound)[0]:
             return False
         waits = self._conn.execute(bound("sync", "waits", schema=schema), self._bound).fetchall()
-        for name, reason, failed in waits:
-            if failed:
-                self._once(f"Not waited for: {name} is in error. {reason}")
-        if not all(failed for _, _, failed in waits):
+        if not all(failed or name in self._faults for name, _, failed in waits):
             return False
+        for name, reason, _ in waits:
+            self._once(f"Not waited for: {name} is in error. {self._faults.get(name, reason)}")
         # Once more: a scan that ended between the two looks may have left keys in the durable queue.
         return bool(self._row(bound("sync", "settled", schema=schema), self._bound)[0])
 

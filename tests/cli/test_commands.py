@@ -137,19 +137,20 @@ def test_an_unknown_flag_or_command_is_status_2(walvec):
 def test_run_hands_over_settings_and_exit_status(walvec, app):
     seen: list[config.Settings] = []
 
-    def run(settings):
+    def run(settings, serve):
+        assert serve is None
         seen.append(settings)
         return 3
 
     app.run = run
-    code, _, _ = walvec("run", "--slot", "mine", WALVEC_MODEL="hash-8", WALVEC_RUNTIME="hash")
+    code, _, _ = walvec("run", "--slot", "mine", "--http", "off", WALVEC_MODEL="hash-8", WALVEC_RUNTIME="hash")
     assert code == 3
     assert (seen[0].slot, seen[0].model, seen[0].runtime) == ("mine", "hash-8", "hash")
 
 
 @pytest.mark.parametrize(("error", "status"), [(Fenced("Taken over."), 3), (PipelineFault("Broken."), 2)])
 def test_errors_of_the_consumer_keep_their_status(walvec, app, error, status):
-    def run(_settings):
+    def run(_settings, _serve):
         raise error
 
     app.run = run
@@ -160,7 +161,7 @@ def test_errors_of_the_consumer_keep_their_status(walvec, app, error, status):
 def test_a_database_error_that_nobody_classified_is_a_refusal_too(walvec, app):
     from psycopg.errors import InvalidPassword
 
-    def run(_settings):
+    def run(_settings, _serve):
         raise InvalidPassword(f"no {SECRET}")
 
     app.run = run
@@ -258,6 +259,12 @@ def test_pause_resume_and_errors(walvec, pipeline, articles, there):
     assert walvec("errors", "retry", pipeline)[:2] == (0, "Requeued: 1.\n")
     articles.execute(bury)
     assert walvec("errors", "clear")[:2] == (0, "Cleared: 1.\n")
+
+
+def test_status_names_tables_that_no_pipeline_can_follow(walvec, pipeline, articles, there):
+    articles.execute("CREATE TABLE keyless (body text); ALTER PUBLICATION walvec ADD TABLE keyless")
+    code, out, _ = walvec("status", **there)
+    assert code == 0 and "public.keyless has no primary key" in out
 
 
 def test_watch_shows_the_status_again_until_interrupted(walvec, pipeline, there, monkeypatch):

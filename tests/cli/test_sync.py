@@ -97,6 +97,16 @@ def test_a_leaf_belongs_to_the_pipeline_of_its_root(pipeline, articles, settings
     assert waiting.wait(5)
 
 
+def test_a_table_that_no_pipeline_can_follow_is_reported_and_not_waited_for(
+    pipeline, articles, settings, acknowledge, lines
+):
+    articles.execute("CREATE TABLE keyless (body text); ALTER PUBLICATION walvec ADD TABLE keyless")
+    waiting = Sync(settings, lines.append)
+    acknowledge()
+    assert waiting.wait(5)
+    assert len(lines) == 1 and "public.keyless is in error" in lines[0] and "no primary key" in lines[0]
+
+
 def test_it_waits_for_a_consumer_that_has_not_begun(db, settings, lines):
     started = time.monotonic()
     assert not Sync(settings, lines.append).wait(2.3)
