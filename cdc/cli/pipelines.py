@@ -112,7 +112,7 @@ def render(found: EngineStatus) -> RenderableType:
     behind, kept = size(slot.lag_bytes), size(slot.retained_bytes)
     lines = [f'slot "{slot.name}": {slot.state.value}, {behind} behind, {kept} of WAL kept{reason}']
     lines += [f"{p.pipeline}: {p.reason}" for p in found.pipelines if p.reason]
-    lines += [f"{check.name}: {check.message}" for check in found.checks]
+    lines += [check.message for check in found.checks]
     return Group(table(list(columns), rows, [name for name in columns if name not in words]), *lines)
 
 
