@@ -56,6 +56,10 @@ class SlotLost(WalvecError):
     """The replication slot is missing, invalidated, or stuck; a new slot and a reconcile mend it."""
 
 
+class SlotStuck(SlotLost):
+    """The slot stands where the publication did not exist, and the server cannot decode past it: only a new slot can."""
+
+
 class PublicationMissing(Unavailable):
     """The publication does not exist (now, or at the place in the WAL that the slot must decode)."""
 

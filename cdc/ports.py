@@ -355,6 +355,10 @@ class Stream(Protocol):
         """Say that work settled, so that a status reply may be due. Any thread."""
         ...
 
+    def pause(self) -> None:
+        """Read no more; status replies go on."""
+        ...
+
     async def close(self, *, drain: bool) -> None:
         """Stop reading, send the last status reply, and hang up."""
         ...

@@ -158,10 +158,12 @@ class DirtyKeys:
             return
         if key in self._found:
             return
+        budget, size = self._budget, len(text) if text is not None else 0
+        fits = budget.text_bytes + size <= budget.max_text_bytes
         claim.outstanding += 1
-        self._found[key] = Entry(Kind.FOUND, text, claim, 0)
-        self._budget.rows += 1
-        self._budget.text_bytes += len(text) if text else 0
+        self._found[key] = Entry(Kind.FOUND, text if fits else None, claim, 0)
+        budget.rows += 1
+        budget.text_bytes += size if fits else 0
 
     def truncate(self, commit: Commit) -> None:
         """Note that ``commit`` empties the table: all that is pending from before it is void."""

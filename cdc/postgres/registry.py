@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -288,14 +289,13 @@ class PostgresRegistry:
         )
 
     async def _destination(self, row: Stored, source: Source, width: int) -> Destination:
-        async with self._open_pool.connection() as connection:
-            try:
+        try:
+            async with self._session() as connection:
                 return await ensure_destination(
                     connection, self._settings.schema, row.target, row.column, source, self._settings.vector_type, width
                 )
-            except psycopg.Error as exc:
-                error = classify(exc)
-                raise PipelineFault(error.message, error.remedy) if isinstance(error, ConfigError) else error from exc
+        except ConfigError as exc:  # a grant that is missing concerns this pipeline alone
+            raise PipelineFault(exc.message, exc.remedy) from exc
 
     async def _register(self, name: str, table: Table) -> None:
         target = Table(table.schema, _target_name(table.name))
@@ -390,7 +390,7 @@ class PostgresRegistry:
         table, _ = self._tables.get(name, (None, None))
         if table is None:
             return frozenset()
-        async with self._open_pool.connection() as connection:
+        async with self._session() as connection:
             tree = await connection.execute(bound("catalog", "tree"), {"oid": table.oid})
             oids = [row[0] for row in await tree.fetchall()]
             cursor = await connection.execute(bound("catalog", "writers"), {"oids": oids})
@@ -399,12 +399,9 @@ class PostgresRegistry:
     async def build_index(self, name: str) -> str:
         """Build the approximate index of ``name`` if it is wanted and missing; say in a word what was done."""
         _, row = self._tables.get(name, (None, None))
-        if self._settings.index == "off" or row is None or row.dimension is None:
-            return "off"
-        return await asyncio.to_thread(
-            ensure_index, self._settings, row.source if row.column else row.target, row.column or "embedding",
-            row.vector_type, row.dimension,
-        )  # fmt: skip
+        if self._settings.index == "off" or row is None or row.dimension is None or row.column is not None:
+            return "off"  # an index on the user's own table would tax every update of it
+        return await ensure_index(self._settings, row.target, row.vector_type, row.dimension)
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -419,20 +416,26 @@ class PostgresRegistry:
         assert self._pool is not None, "open() comes first"
         return self._pool
 
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """Lend a session of the pool; what goes wrong with it is said in this package's words."""
+        try:
+            async with self._open_pool.connection() as connection:
+                yield connection
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+
     async def _discover(self) -> tuple[Publication | None, list[PublishedTable]]:
-        async with self._open_pool.connection() as connection:
+        async with self._session() as connection:
             return await catalog.discover(connection, self._settings.publication, self._settings.schema)
 
     def _query(self, name: str) -> sql.SQL:
         return bound("registry", name, schema=self._control)
 
     async def _rows(self, name: str, params: dict[str, Any]) -> list[TupleRow]:
-        try:
-            async with self._open_pool.connection() as connection:
-                cursor = await connection.execute(self._query(name), params)
-                return await cursor.fetchall() if cursor.description else []
-        except psycopg.Error as exc:
-            raise classify(exc) from exc
+        async with self._session() as connection:
+            cursor = await connection.execute(self._query(name), params)
+            return await cursor.fetchall() if cursor.description else []
 
     async def _one(self, name: str, params: dict[str, Any]) -> TupleRow | None:
         rows = await self._rows(name, params)

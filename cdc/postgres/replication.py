@@ -131,6 +131,7 @@ class PostgresStream:
         self._listener = listener
         self._ended = ended
         self._stopping = False
+        self._paused = False
         self._started = False
         self._session = ReplicationSession(time.monotonic(), SessionLimits.for_server(SENDER_TIMEOUT_S))
         self._thread = threading.Thread(target=self._run, name="walvec stream", daemon=True)
@@ -151,6 +152,10 @@ class PostgresStream:
         """Say that work settled, so that a status reply may be due. Any thread."""
         with contextlib.suppress(OSError):  # a full pipe: the thread is awake already; a closed one: it has ended
             os.write(self._wake_write, b".")
+
+    def pause(self) -> None:
+        """Read no more; status replies go on."""
+        self._paused = True
 
     async def close(self, *, drain: bool) -> None:
         """Stop reading, send the last status reply, and hang up."""
@@ -197,7 +202,7 @@ class PostgresStream:
             self._ended()
 
     def _turn(self) -> None:
-        paused = self._listener.is_full
+        paused = self._paused or self._listener.is_full
         now = time.monotonic()
         self._session.paused(now, paused)
         frames = [] if paused else self._frames()

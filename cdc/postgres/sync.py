@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,6 +22,9 @@ FIRST_POLL_S: Final = 0.005
 LAST_POLL_S: Final = 0.1
 GRACE_S: Final = 2.0
 """How long nobody may hold the slot before it is worth a word: a consumer may just be connecting."""
+
+SHOWN_S: Final = 1.0
+"""How long the counts in the control schema may trail: under a steady load they never stand at nought."""
 
 Conn = psycopg.Connection[TupleRow]
 Say = Callable[[str], None]
@@ -67,7 +71,7 @@ class Sync:
         deadline = None if timeout_s is None else self._started + timeout_s
         pause = FIRST_POLL_S
         try:
-            while not self._settled():
+            while not (self._settled() and self._shown(deadline)):
                 left = LAST_POLL_S if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -90,6 +94,16 @@ class Sync:
         except Unavailable as exc:
             self._forgive(exc)
         return False
+
+    def _shown(self, deadline: float | None) -> bool:
+        """Give the consumer a moment to write down its counts, so that kbstat agrees with what was waited for."""
+        last = time.monotonic() + SHOWN_S
+        last = last if deadline is None else min(last, deadline)
+        pending = bound("sync", "pending", schema=sql.Identifier(self._settings.schema))
+        with contextlib.suppress(psycopg.Error):
+            while time.monotonic() < last and self._row(pending, self._bound)[0]:
+                time.sleep(FIRST_POLL_S)
+        return True
 
     def _look(self) -> bool:
         schema = sql.Identifier(self._settings.schema)

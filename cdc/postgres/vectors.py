@@ -10,7 +10,7 @@ from psycopg import sql
 
 from cdc.errors import PipelineFault
 from cdc.postgres import expressions
-from cdc.postgres.connect import ConnectionSettings, connect_sync
+from cdc.postgres.connect import ConnectionSettings, classify, connection_params
 from cdc.postgres.expressions import Source
 from cdc.postgres.queries import bound, query
 from cdc.postgres.statements import VectorType
@@ -148,34 +148,39 @@ async def _vector_type(connection: Connection, control: str, kind: str, dimensio
     return VectorType("real[]", "real[]", sql.Identifier(control, "real_vector").as_string(None) + "[]", row[0], "")
 
 
-def ensure_index(settings: ConnectionSettings, table: Table, column: str, kind: str, dimension: int) -> str:
-    """Build the HNSW index of ``table`` unless there is one; return ``built``, ``present`` or why not.
+async def ensure_index(settings: ConnectionSettings, table: Table, kind: str, dimension: int) -> str:
+    """Build the HNSW index of an embeddings table unless there is one; return ``built``, ``present`` or why not.
 
-    The rest of a build that failed is removed first. The build locks no writer out.
+    The rest of a build that failed is removed first. The build locks no writer out, and cancelling it cancels it in the
+    server too.
     """
     if kind not in OPERATOR_CLASSES:
         return "no pgvector"
     if dimension > INDEX_LIMITS[kind]:
         return f"{dimension} dimensions are more than pgvector indexes as {kind}"
-    with connect_sync(settings, "index") as connection:
-        rows = connection.execute(
-            bound("registry", "indexes"), {"schema": table.schema, "table": table.name}
-        ).fetchall()
-        for name, valid in rows:
-            if valid:
-                return "present"
-            connection.execute(
-                sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(table.schema, name))
-            )
-        extension = connection.execute(bound("catalog", "vector_extension"), {"type": kind}).fetchone()
-        if extension is None:
-            return "no pgvector"
-        connection.execute("SET maintenance_work_mem = '256MB'")
-        connection.execute(
-            sql.SQL("CREATE INDEX CONCURRENTLY ON {} USING hnsw ({} {})").format(
-                expressions.identifier(table),
-                sql.Identifier(column),
-                sql.Identifier(extension[0], OPERATOR_CLASSES[kind]),
-            )
+    try:
+        params = connection_params(settings, "index")
+        async with await psycopg.AsyncConnection.connect(autocommit=True, **params) as connection:
+            return await _build(connection, table, kind)
+    except psycopg.Error as exc:
+        raise classify(exc) from exc
+
+
+async def _build(connection: Connection, table: Table, kind: str) -> str:
+    found = await connection.execute(bound("registry", "indexes"), {"schema": table.schema, "table": table.name})
+    for name, valid in await found.fetchall():
+        if valid:
+            return "present"
+        await connection.execute(
+            sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(table.schema, name))
         )
+    extension = await (await connection.execute(bound("catalog", "vector_extension"), {"type": kind})).fetchone()
+    if extension is None:
+        return "no pgvector"
+    await connection.execute("SET maintenance_work_mem = '256MB'")
+    await connection.execute(
+        sql.SQL("CREATE INDEX CONCURRENTLY ON {} USING hnsw (embedding {})").format(
+            expressions.identifier(table), sql.Identifier(extension[0], OPERATOR_CLASSES[kind])
+        )
+    )
     return "built"

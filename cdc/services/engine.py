@@ -23,6 +23,7 @@ from cdc.errors import (
     PublicationMissing,
     SlotInUse,
     SlotLost,
+    SlotStuck,
     Unavailable,
     WalvecError,
 )
@@ -138,6 +139,7 @@ class Engine:
             NeedsPerson: the slot is lost, and a person is to decide.
         """
         log.info("engine_started")
+        self.gate.hold()
         starting = asyncio.create_task(self._start_model(), name="model start")
         pulse = asyncio.create_task(self._pulse(), name="pulse")
         try:
@@ -185,7 +187,7 @@ class Engine:
         log.error("slot_lost", message=str(exc))
         await self._say_slot()
         self._publish_snapshot()
-        if not self._settings.reconcile_lost_slot:
+        if not self._settings.reconcile_lost_slot and not isinstance(exc, SlotStuck):
             raise NeedsPerson(
                 f"{exc.message} WALVEC_ON_SLOT_LOST is stop.",
                 "Set it to reconcile and start again: a new slot is made, and source and embeddings are compared.",
@@ -208,7 +210,7 @@ class Engine:
         try:
             reasons = await self._registry.take_over(stream.system, stream.timeline)
             for reason in reasons:
-                log.warning("publication_restored" if "publication" in reason else "reconcile_started", reason=reason)
+                log.warning("reconcile_started", reason=reason)
             await self._reserve(exact=False)
             await self.fleet.sync()
             self._looked = time.monotonic()
@@ -218,7 +220,7 @@ class Engine:
             log.info("slot_streaming")
             while not self._stopping.is_set():
                 await self._work(stream)
-            drained = await self._drain()
+            drained = await self._drain(stream)
         finally:
             await self._end(stream, drained)
 
@@ -241,7 +243,7 @@ class Engine:
             await asyncio.wait_for(self._turn.wait(), TURN_S)
         self._turn.clear()
         if stream.failure is not None:
-            raise stream.failure
+            await self._broken(stream.failure)
         if self.fleet.fenced is not None:
             fenced, self.fleet.fenced = self.fleet.fenced, None
             raise fenced
@@ -256,6 +258,15 @@ class Engine:
         self._move_overflow()
         self.fleet.notify()
         await self._report()
+
+    async def _broken(self, failure: WalvecError) -> None:
+        """Raise why the stream ended."""
+        if isinstance(failure, PublicationMissing):
+            await self.fleet.sync()  # raises the same, unless the publication is back
+            raise SlotStuck(
+                "The publication was dropped and made again, and the server cannot decode what lies between."
+            ) from failure
+        raise failure
 
     async def _look(self) -> None:
         await self.fleet.sync()
@@ -320,9 +331,10 @@ class Engine:
             if moved:
                 log.info("queue_spilled", pipeline=pipeline.desk.name, rows=moved)
 
-    async def _drain(self) -> bool:
+    async def _drain(self, stream: Stream) -> bool:
         """Let what is pending be embedded, for a while; tell whether a last acknowledgement can be sent."""
         log.info("engine_stopping")
+        stream.pause()
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline and self.gate.is_up:
             if all(pipeline.is_idle for pipeline in self.fleet.pipelines):

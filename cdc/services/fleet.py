@@ -43,6 +43,7 @@ class Member:
     task: asyncio.Task[None] | None = None
     tries: int = 0
     retry_at: float = 0.0
+    indexing: asyncio.Task[None] | None = None
     xid: int = 0
     reported: PipelineReport | None = field(default=None, compare=False)
 
@@ -136,7 +137,10 @@ class Fleet:
                 )
                 await self._registry.moved(want.name, want.storage)
             if member.pipeline.paused != want.paused:
-                log.info("pipeline_paused" if want.paused else "pipeline_resumed", pipeline=want.name)
+                if want.paused:
+                    log.info("pipeline_paused", pipeline=want.name)
+                else:
+                    log.info("pipeline_resumed", pipeline=want.name)
                 member.pipeline.paused = want.paused
                 member.pipeline.notify()
             return []
@@ -204,6 +208,8 @@ class Fleet:
                 member.state, member.reason = PipelineState.BACKFILLING, member.pipeline.progress.reason
                 log.info("reconcile_started", pipeline=member.wanted.name, reason=member.reason)
             member.task = asyncio.create_task(member.pipeline.run(), name=member.wanted.name)
+            if member.pipeline.progress.reason is None:
+                self._index(member)
             member.task.add_done_callback(lambda task, member=member: self._ended(member, task))  # type: ignore[misc]
 
     async def _barrier(self, member: Member) -> None:
@@ -231,9 +237,16 @@ class Fleet:
         log.info("reconcile_finished", pipeline=member.wanted.name)
         await self._registry.finish_requests(member.followed.id)
         self._wake()
+        self._index(member)
+
+    def _index(self, member: Member) -> None:
+        """See to the index of a member whose backfill is complete, beside everything else."""
+        if member.indexing is None or member.indexing.done():
+            member.indexing = asyncio.create_task(self._build_index(member), name=f"{member.wanted.name} index")
+
+    async def _build_index(self, member: Member) -> None:
         try:
-            built = await self._registry.build_index(member.wanted.name)
-            if built == "built":
+            if await self._registry.build_index(member.wanted.name) == "built":
                 log.info("index_built", pipeline=member.wanted.name)
         except WalvecError as exc:
             log.warning("index_failed", pipeline=member.wanted.name, message=str(exc))
@@ -270,10 +283,7 @@ class Fleet:
         """Stop a member's pipeline; what it had pending is made up for by a scan when it runs again."""
         if member.pipeline is None:
             return
-        task, member.task = member.task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._halt(member)
         if member.followed is not None:
             await self._registry.need_reconcile(reason, member.followed.id)
         pipeline, member.pipeline, member.followed = member.pipeline, None, None
@@ -281,6 +291,14 @@ class Fleet:
         with self._intake.lock:
             pipeline.desk.release()
         self._settled()
+
+    @staticmethod
+    async def _halt(member: Member) -> None:
+        tasks = [task for task in (member.task, member.indexing) if task is not None]
+        member.task = member.indexing = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _leave(self, name: str) -> None:
         member = self.members.pop(name, None)
@@ -294,10 +312,7 @@ class Fleet:
     async def stop(self) -> None:
         """Stop all pipelines. What they had pending was not acknowledged, and comes again."""
         for member in self.members.values():
-            if member.task is not None:
-                task, member.task = member.task, None
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await self._halt(member)
         self._intake.attach([])
         self.members.clear()
 

@@ -32,6 +32,7 @@ EVENTS: dict[str, str] = {
     "pipeline_resumed": "A paused pipeline goes on.",
     "pipeline_failed": "A pipeline stopped until something is mended; the others go on.",
     "index_built": "The vector index was built.",
+    "index_failed": "The vector index could not be built; search goes on without it.",
     # reconcile
     "reconcile_started": "Source and destination are being compared by hash.",
     "reconcile_progress": "How far the comparison has come.",

@@ -136,6 +136,8 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
                    WHERE r.confirmed_flush_lsn >= target)
        AND NOT EXISTS (SELECT FROM {schema}.slots s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot
                        WHERE r.confirmed_flush_lsn < target)
+       AND NOT EXISTS (SELECT FROM {schema}.progress g JOIN {schema}.pipelines p ON p.id = g.pipeline_id
+                       WHERE p.attached AND g.scan_reason <> 'asked for')
        AND NOT EXISTS (SELECT FROM {schema}.dirty d JOIN {schema}.pipelines p ON p.id = d.pipeline_id
                        WHERE d.lsn <= target AND p.attached)
 $$;

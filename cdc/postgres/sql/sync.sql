@@ -36,3 +36,8 @@ WHERE (p.id IS NULL AND to_regclass(format('%%I.%%I', w.s, w.t)) IS NOT NULL
 
 -- name: slot_held
 SELECT active FROM pg_replication_slots WHERE slot_name = %s
+
+-- name: pending
+-- Whether a pipeline still shows rows to do.
+SELECT EXISTS (SELECT FROM {schema}.progress g JOIN {schema}.pipelines p ON p.id = g.pipeline_id
+               WHERE p.slot = %(slot)s AND p.attached AND NOT p.paused AND g.unprocessed > 0 AND g.state <> 'error')
