@@ -20,11 +20,7 @@ from inference.errors import (
     RequestTooLarge,
     TextRefused,
 )
-
-QUOTE = 16
-"""A run of this many characters that a message shares with a text counts as quoting it."""
-LONGEST_SEARCH = 1 << 20
-LONGEST_DETAILS = 200
+from inference.quoting import quotable
 
 _QUEUE_FULL = ("exceeds maximum queue size", "request timeout expired")
 _RESTRICTED = "this protocol is restricted"
@@ -103,18 +99,3 @@ def _unavailable(words: str, who: str, url: str, proven: bool, quote: str) -> Em
             reason="not_grpc",
         )
     return ModelUnavailable(f"{who} cannot be reached ({quote}).", reason="unavailable")
-
-
-def quotable(details: str, texts: Sequence[str] = ()) -> str:
-    """Return the first line of a server's message, or a note in its place when it quotes one of ``texts``."""
-    line = (details.strip().splitlines() or ["no reason given"])[0].rstrip(".")[:LONGEST_DETAILS]
-    if sum(map(len, texts)) > LONGEST_SEARCH or any(_shares(line, text) for text in texts):
-        return "its message is withheld because it may quote a row; see the server's log"
-    return line
-
-
-def _shares(line: str, text: str) -> bool:
-    stripped = text.strip()
-    if len(stripped) <= QUOTE:
-        return len(stripped) > 3 and stripped in line
-    return any(line[i : i + QUOTE] in text for i in range(max(0, len(line) - QUOTE) + 1) if len(line) >= QUOTE)

@@ -2,7 +2,8 @@ import pytest
 from grpc import StatusCode as S
 
 from inference import errors as e
-from inference.triton_errors import quotable, translate
+from inference.quoting import quotable
+from inference.triton_errors import translate
 
 CONNECT = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:8001: "
 
