@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,13 @@ class Embedder(Protocol):
         """
         ...
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
-        """Return one vector per text, in order; ``query`` marks a search question, not a document.
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
+        """Return one vector per text, in order.
+
+        Args:
+            texts: what to embed.
+            query: a search question, not a document; some models treat the two differently.
+            bulk: work that can wait, such as a backfill; a server that knows priorities lets others pass it.
 
         Raises:
             inference.errors.EmbedError: one of its kinds, by what can be done next.
@@ -62,4 +67,17 @@ class Embedder(Protocol):
 
     async def close(self) -> None:
         """Let go of connections and threads."""
+        ...
+
+
+@runtime_checkable
+class ByteEmbedder(Embedder, Protocol):
+    """A model that takes files too, such as an image encoder that shares its space with a text encoder."""
+
+    async def embed_bytes(self, contents: Sequence[bytes], *, bulk: bool = False) -> Vectors:
+        """Return one vector per file (a PNG, a JPEG: whatever the model decodes), in order.
+
+        Raises:
+            inference.errors.EmbedError: as :meth:`embed`; ModelMisconfigured where the model takes text alone.
+        """
         ...

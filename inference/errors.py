@@ -20,6 +20,10 @@ class ModelOverloaded(ModelUnavailable):
     """The server's queue is full: wait, and send less at a time."""
 
 
+class ModelSilent(ModelUnavailable):
+    """No reply within the deadline: the server is down or busy, or the request was more than it can do in that time."""
+
+
 class RequestTooLarge(EmbedError):
     """The request as a whole is too big: send fewer rows."""
 

@@ -46,7 +46,7 @@ class HashEmbedder:
         """Nothing to load."""
         self._open = True
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return unit vectors, shape ``(texts, dimension)``. Questions are hashed like documents.
 
         Raises:

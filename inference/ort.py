@@ -82,7 +82,7 @@ class OrtEmbedder:
             self._network = await asyncio.to_thread(_Network.load)
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="walvec-ort")
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return unit vectors, shape ``(texts, 384)``. MiniLM treats questions and documents alike.
 
         A request over :attr:`limits` is computed too, in more batches.

@@ -101,7 +101,7 @@ class TritonEmbedder:
         vectors = await self._infer(contract, kserve.encode_texts([CANARY]), ())
         self._contract, self._dimension = contract, vectors.shape[1]
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return one vector per text, shape ``(texts, dimension)``, as the model gives them.
 
         The model is not told whether a text is a ``query``.
