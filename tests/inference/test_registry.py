@@ -1,7 +1,7 @@
 import pytest
 
 from inference.errors import ModelMisconfigured
-from inference.registry import make_embedder
+from inference.registry import ApiOptions, make_embedder
 
 
 @pytest.mark.parametrize("runtime", ["hash", "ort"])
@@ -16,13 +16,16 @@ def test_triton():
 
 
 @pytest.mark.parametrize("runtime", ["openai", "cohere"])
-def test_runtimes_of_later_versions_say_so(runtime):
-    with pytest.raises(ModelMisconfigured, match=f"{runtime} is not in this version.*triton, ort, hash"):
+def test_runtimes_over_http(runtime):
+    options = ApiOptions(openai_key="k", cohere_key="k", dimensions=256)
+    embedder = make_embedder(runtime, "m", api=options)
+    assert (embedder.runtime, embedder.model) == (runtime, "m")
+    with pytest.raises(ModelMisconfigured, match=f"WALVEC_{runtime.upper()}_KEY"):
         make_embedder(runtime, "m")
 
 
 def test_unknown_runtime_names_what_there_is():
-    with pytest.raises(ModelMisconfigured, match=r"no runtime 'tirton'.*triton, ort, hash"):
+    with pytest.raises(ModelMisconfigured, match=r"no runtime 'tirton'.*triton, ort, openai, cohere, hash"):
         make_embedder("tirton", "m")
 
 
