@@ -30,8 +30,9 @@ from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 from inference import errors
 from inference.embedder import Embedder, Limits
+from inference.front import Front
 from inference.packing import pack
-from inference.registry import make_embedder
+from inference.registry import ApiOptions, make_embedder
 from inference.tokens import estimate
 
 log = structlog.get_logger()
@@ -106,22 +107,40 @@ class EmbedderModel:
             raise EmbedFailed(failure, exc.reason, str(exc), exc.retry_after_s) from exc
 
 
-def make_model(settings: Settings) -> EmbedderModel:
-    """Return the model that the settings name, not yet started.
+def make_runtime(settings: Settings) -> Front:
+    """Return the runtime and model that the settings name, not yet started.
 
     Raises:
         ConfigError: there is no such runtime or model.
     """
     try:
-        embedder = make_embedder(
+        return make_embedder(
             settings.runtime,
             settings.model,
             triton_urls=[url for url in settings.triton_url.split(",") if url],
             request_timeout_s=settings.request_timeout_s,
+            api=ApiOptions(
+                openai_url=settings.openai_url,
+                openai_key=settings.openai_key,
+                cohere_url=settings.cohere_url,
+                cohere_key=settings.cohere_key,
+                dimensions=settings.dimensions or None,
+                input_type=settings.input_type,
+            ),
+            query_prefix=settings.query_prefix,
+            document_prefix=settings.document_prefix,
         )
     except errors.ModelMisconfigured as exc:
         raise ConfigError(str(exc)) from exc
-    return EmbedderModel(embedder, settings.batch_rows, settings.batch_tokens)
+
+
+def make_model(settings: Settings) -> EmbedderModel:
+    """Return the model that the settings name, not yet started, as the services know it.
+
+    Raises:
+        ConfigError: there is no such runtime or model.
+    """
+    return EmbedderModel(make_runtime(settings), settings.batch_rows, settings.batch_tokens)
 
 
 def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> Engine:
@@ -215,7 +234,12 @@ def run(settings: Settings, serve: Serve | None = None) -> int:
         ConfigError: a setting, the server or the role will not do (exit status 2).
         NeedsPerson: something a person must decide (exit status 3).
     """
-    secrets = [settings.http_token, str(parse_dsn(settings.database_url).get("password", ""))]
+    secrets = [
+        settings.http_token,
+        settings.openai_key,
+        settings.cohere_key,
+        str(parse_dsn(settings.database_url).get("password", "")),
+    ]
     logs.configure(settings.log_level, settings.log_format, secrets=[secret for secret in secrets if secret])
     asyncio.run(_run(settings, serve))
     return 0

@@ -21,7 +21,7 @@ from cdc.config_values import Parse
 from cdc.errors import ConfigError
 
 PREFIX: Final = "WALVEC_"
-RUNTIMES: Final = ("triton", "ort", "hash")
+RUNTIMES: Final = ("triton", "ort", "openai", "cohere", "hash")
 VECTOR_TYPES: Final = ("vector", "halfvec", "real[]")
 
 
@@ -87,7 +87,8 @@ class Settings:
     )
     runtime: str = _setting(
         "", values.choice(*RUNTIMES),
-        "Where the model runs: triton, ort (in this process), or hash (no model, for tests).",
+        "Where the model runs: triton, ort (in this process), openai (any server with that API: TEI, vLLM, Ollama, "
+        "Azure …), cohere, or hash (no model, for tests).",
         group=_MODEL, shown="`triton` if a Triton URL is set, else `ort`",
     )  # fmt: skip
     triton_url: str = _setting(
@@ -95,6 +96,32 @@ class Settings:
         group=_MODEL, shown="–",
     )  # fmt: skip
     model: str = _setting("all-minilm-l6-v2", values.text, "The model's name on the runtime.", group=_MODEL)
+    query_prefix: str = _setting(
+        "", values.text, "Put before questions; none: nothing.", group=_MODEL, shown="what the model is known to want"
+    )
+    document_prefix: str = _setting(
+        "", values.text, "Put before documents; none: nothing.", group=_MODEL, shown="what the model is known to want"
+    )
+    openai_url: str = _setting(
+        "", values.http_url, "Base URL of the openai runtime; on Azure the resource's, or a deployment's.",
+        group=_MODEL, shown="`https://api.openai.com/v1`",
+    )  # fmt: skip
+    openai_key: str = _setting(
+        "", values.text, "Key of the openai runtime, or `Bearer` and a token.", group=_MODEL, secret=True, shown="–"
+    )
+    cohere_url: str = _setting(
+        "", values.http_url, "Base URL of the cohere runtime, for private deployments.",
+        group=_MODEL, shown="`https://api.cohere.com`",
+    )  # fmt: skip
+    cohere_key: str = _setting("", values.text, "Key of the cohere runtime.", group=_MODEL, secret=True, shown="–")
+    dimensions: int = _setting(
+        "0", values.integer(0, 16_000), "Width to ask of an openai or cohere model that can be shortened; 0: its own.",
+        group=_MODEL,
+    )  # fmt: skip
+    input_type: str = _setting(
+        "", values.choice("search_document", "search_query", "classification", "clustering"),
+        "What the cohere runtime is told of every text.", group=_MODEL, shown="document or question, by use",
+    )  # fmt: skip
     inflight: int = _setting("4", values.integer(1, 1024), "Embedding requests in flight.", group=_MODEL)
     request_timeout_s: float = _setting(
         "30", values.number(0.1, 3600), "Seconds for one embedding request.", group=_MODEL
@@ -194,7 +221,7 @@ def shown(settings: Settings, *, redact: bool = False) -> Iterator[tuple[Setting
         value = str(getattr(settings, setting.field))
         if value and setting.field == "database_url":
             value = "***" if redact else redact_dsn(value)
-        elif value and (setting.secret or (redact and setting.field == "triton_url")):
+        elif value and (setting.secret or (redact and setting.field.endswith("_url"))):
             value = "***"
         yield setting, value, settings.origins.get(setting.field, "default")
 

@@ -104,6 +104,13 @@ def triton_urls(text: str) -> str:
     return ",".join(urls)
 
 
+def http_url(text: str) -> str:
+    """Parse the base URL of a web API. A password has no place in it."""
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
+        raise ValueError("https://host, http://host:port, or one with a path")
+    return text
+
+
 def http(text: str) -> str:
     """Parse a listening address, or ``off``."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:]+):([0-9]{1,5})", text)

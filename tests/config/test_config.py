@@ -20,6 +20,14 @@ CONTRACT_DEFAULTS = {
     "batch_rows": 256,
     "batch_tokens": 16384,
     "batch_delay_ms": 0.0,
+    "query_prefix": "",
+    "document_prefix": "",
+    "openai_url": "",
+    "openai_key": "",
+    "cohere_url": "",
+    "cohere_key": "",
+    "dimensions": 0,
+    "input_type": "",
     "inflight": 4,
     "request_timeout_s": 30.0,
     "max_attempts": 8,
@@ -61,6 +69,8 @@ def test_every_setting_reads_its_variable_and_its_flag():
         "queue_bytes": "2MiB",
         "queue_rows": "10", "http": "off", "http_token": "t", "on_slot_lost": "stop", "vector_type": "real[]",
         "index": "off", "log_level": "debug", "log_format": "json",
+        "query_prefix": "q: ", "document_prefix": "none", "openai_url": "http://tei:8080/v1", "openai_key": "sk",
+        "cohere_url": "https://c", "cohere_key": "co", "dimensions": "256", "input_type": "clustering",
     }  # fmt: skip
     assert set(samples) == {s.field for s in config.table()}
     by_env = config.load({f"WALVEC_{name.upper()}": value for name, value in samples.items()})
@@ -169,7 +179,7 @@ def test_nothing_shown_or_printed_holds_a_secret():
 def test_units_are_in_the_names_of_quantities():
     unit = re.compile(r"_(rows|tokens|ms|s|bytes)$")
     quantities = {name for name, value in CONTRACT_DEFAULTS.items() if isinstance(value, (int, float))}
-    assert {name for name in quantities if not unit.search(name)} == {"inflight", "max_attempts"}  # plain counts
+    assert {name for name in quantities if not unit.search(name)} == {"inflight", "max_attempts", "dimensions"}  # counts
 
 
 def test_the_documentation_is_current():
