@@ -156,10 +156,14 @@ class TritonServer:
 
     def kill(self) -> None:
         """Send SIGKILL, as a crash or the kernel's out-of-memory killer would; returns when all of it is gone."""
+        models = self._children()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
         self._sweep()
+        deadline = time.monotonic() + _EXIT_TIMEOUT_S
+        while any(map(_runs, models)) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def kill_models(self) -> None:
         """Send SIGKILL to the processes in which Python models run; the server stays and does not heal."""
@@ -191,15 +195,17 @@ class TritonServer:
         """
         self._post(f"/v2/repository/models/{model}/load", {})
 
-    def unload(self, model: str, timeout_s: float = 30.0) -> None:
+    def unload(self, model: str, *, wait: bool = True, timeout_s: float = 30.0) -> None:
         """Unload a model and wait until it is gone; requests in flight are answered first.
+
+        A model whose process was killed never gets there (Triton 2.51), but can be loaded again: do not wait for it.
 
         Raises:
             TritonError: the server refused; with its words.
         """
         self._post(f"/v2/repository/models/{model}/unload", {"parameters": {"unload_dependents": True}})
         deadline = time.monotonic() + timeout_s
-        while any(entry["name"] == model and entry.get("state") != "UNAVAILABLE" for entry in self.index()):
+        while wait and any(entry["name"] == model and entry.get("state") != "UNAVAILABLE" for entry in self.index()):
             if time.monotonic() > deadline:
                 raise TritonError(f"Triton did not unload {model}. {self.log_tail()}")
             time.sleep(0.02)
@@ -218,8 +224,9 @@ class TritonServer:
     # --- parts --------------------------------------------------------------------------------------------------
 
     def log_tail(self, lines: int = 25) -> str:
-        """The end of the server's log."""
-        return "Its log ends:\n" + "\n".join(self.log.splitlines()[-lines:])
+        """The end of the server's log, without the tables of its settings."""
+        told = [line for line in self.log.splitlines() if line[:1] not in ("|", "+", "")]
+        return "Its log ends:\n" + "\n".join(told[-lines:])
 
     def _arguments(self) -> list[str]:
         arguments = [
@@ -277,6 +284,14 @@ class TritonServer:
             words = error.read().decode("utf-8", "replace")
             raise TritonError(f"Triton refused {path}: {words}") from None
         return json.loads(content) if content else None
+
+
+def _runs(pid: int) -> bool:
+    """Return whether there is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_ports(count: int) -> list[int]:
