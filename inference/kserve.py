@@ -1,99 +1,26 @@
-"""KServe v2 (Open Inference Protocol) messages for a text-to-vector model: what it asks for, a request, a reply.
+"""KServe v2 (Open Inference Protocol) inference messages: a request, and a reply that is believed only when it fits.
 
-The model takes one BYTES tensor of texts, shape ``[N, 1]`` or ``[N]``, and gives one float tensor ``[N, D]``. Names
-are the model's own. Pure: messages in, messages or NumPy out. Protocol: ``grpc_predict_v2.proto`` of the Open Inference
-Protocol, with raw contents as Triton's docs define them (``extension_binary_data``): little-endian, row-major, and a
-BYTES element is its length as uint32 followed by the bytes.
+Pure: messages in, messages or NumPy out. Protocol: ``grpc_predict_v2.proto`` of the Open Inference Protocol, with raw
+contents as Triton's docs define them (``extension_binary_data``): little-endian, row-major, and a BYTES element is its
+length as uint32 followed by the bytes. HTTP uses the same messages (:mod:`inference.kserve_http`).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from inference.contract import Input, ModelContract
 from inference.embedder import Vectors
 from inference.errors import ModelFailed, ModelMisconfigured
+from inference.pooling import Ids, pool, unit
 
-MOST_ROWS = 256
-"""Rows asked for at once of a model that sets no bound itself."""
-
-FLOATS = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8"}
+DTYPES = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4"}
 CONTENTS = {"FP32": "fp32_contents", "FP64": "fp64_contents"}
-USUAL_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "embedding", "embeddings")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelContract:
-    """How to ask a model. ``dimension`` is None where the model does not declare it."""
-
-    input: str
-    input_rank: int
-    output: str
-    output_type: str
-    dimension: int | None
-    max_rows: int
-
-
-def read_contract(metadata: Any, config: Any | None) -> ModelContract:
-    """Find the text input and the vector output.
-
-    Args:
-        metadata: ``ModelMetadataResponse``.
-        config: ``ModelConfig``, or None from servers without that extension.
-
-    Raises:
-        ModelMisconfigured: the model is not a text-to-vector model.
-    """
-    optional = {tensor.name for tensor in config.input if tensor.optional} if config is not None else set()
-    text = _text_input(metadata, optional)
-    vector = _vector_output(metadata)
-    rows = MOST_ROWS
-    if config is not None and config.max_batch_size > 0:
-        rows = min(rows, config.max_batch_size)
-    elif text.shape[0] > 0:
-        rows = min(rows, text.shape[0])
-    if text.shape[0] > 1:
-        raise _unfit(metadata.name, f"takes exactly {text.shape[0]} texts, not any number")
-    return ModelContract(
-        input=text.name,
-        input_rank=len(text.shape),
-        output=vector.name,
-        output_type=vector.datatype,
-        dimension=vector.shape[1] if vector.shape[1] > 0 else None,
-        max_rows=rows,
-    )
-
-
-def _text_input(metadata: Any, optional: set[str]) -> Any:
-    asked = [tensor for tensor in metadata.inputs if tensor.name not in optional] or list(metadata.inputs)
-    if len(asked) != 1 or asked[0].datatype != "BYTES":
-        wants = ", ".join(f"{tensor.name} {tensor.datatype}" for tensor in asked) or "nothing"
-        raise _unfit(metadata.name, f"wants {wants} where one BYTES input of texts is needed")
-    (text,) = asked
-    if len(text.shape) not in (1, 2) or (len(text.shape) == 2 and text.shape[1] not in (1, -1)):
-        raise _unfit(metadata.name, f"takes input {text.name} of shape {list(text.shape)}, not [-1, 1] or [-1]")
-    return text
-
-
-def _vector_output(metadata: Any) -> Any:
-    fit = [tensor for tensor in metadata.outputs if tensor.datatype in FLOATS and len(tensor.shape) == 2]
-    usual = [tensor for tensor in fit if tensor.name.lower() in USUAL_OUTPUTS]
-    if len(fit) != 1 and len(usual) != 1:
-        gives = ", ".join(f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in metadata.outputs)
-        raise _unfit(metadata.name, f"gives {gives or 'nothing'} where one float output of shape [-1, D] is needed")
-    return (usual if len(usual) == 1 else fit)[0]
-
-
-def _unfit(model: str, what: str) -> ModelMisconfigured:
-    return ModelMisconfigured(
-        f"Model {model} cannot embed texts: it {what}; serve a model or an ensemble that turns text into vectors.",
-        reason="bad_contract",
-    )
 
 
 def encode_texts(texts: Sequence[str]) -> list[bytes]:
@@ -115,33 +42,66 @@ def portions(encoded: Sequence[bytes], most_bytes: int) -> list[Sequence[bytes]]
     return [*runs, encoded[start:]]
 
 
-def infer_request(model: str, contract: ModelContract, texts: Sequence[bytes]) -> Any:
-    """Return the ``ModelInferRequest`` for texts in UTF-8."""
-    request = service_pb2.ModelInferRequest(model_name=model)
-    tensor = request.inputs.add(name=contract.input, datatype="BYTES")
-    tensor.shape.extend([len(texts), 1][: contract.input_rank])
-    request.outputs.add(name=contract.output)
-    request.raw_input_contents.append(b"".join(struct.pack("<I", len(text)) + text for text in texts))
+def bytes_request(model: str, contract: ModelContract, tensor: Input, elements: Sequence[bytes]) -> Any:
+    """Return the ``ModelInferRequest`` for texts in UTF-8, or for files."""
+    request = _request(model, contract)
+    shape = [len(elements), 1][: tensor.rank]
+    raw = b"".join(struct.pack("<I", len(element)) + element for element in elements)
+    _add(request, tensor, shape, raw)
     return request
 
 
-def read_texts(request: Any) -> list[bytes]:
-    """Return the BYTES elements of a request: what a server sees.
+def tokens_request(model: str, contract: ModelContract, ids: Ids, mask: Ids) -> Any:
+    """Return the ``ModelInferRequest`` for token ids, shape ``(rows, tokens)``."""
+    request = _request(model, contract)
+    arrays = {"ids": ids, "mask": mask, "types": np.zeros_like(ids)}
+    for tensor in contract.inputs:
+        _add(request, tensor, ids.shape, arrays[tensor.role].astype(DTYPES[tensor.datatype], copy=False).tobytes())
+    return request
+
+
+def mark(request: Any, contract: ModelContract, id: str, *, bulk: bool) -> None:
+    """Give a request its id, and its priority where the server has priorities: 1 is the highest."""
+    request.id = id
+    if contract.priority_levels > 1:
+        request.parameters["priority"].uint64_param = contract.priority_levels if bulk else 1
+
+
+def _request(model: str, contract: ModelContract) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.outputs.add(name=contract.output)
+    return request
+
+
+def _add(request: Any, tensor: Input, shape: Sequence[int], raw: bytes) -> None:
+    request.inputs.add(name=tensor.name, datatype=tensor.datatype).shape.extend(shape)
+    request.raw_input_contents.append(raw)
+
+
+def read_bytes(raw: bytes) -> list[bytes]:
+    """Return the elements of a BYTES tensor.
 
     Raises:
-        ValueError: the tensor is cut short.
+        ValueError: it is cut short.
     """
-    raw = request.raw_input_contents[0]
-    texts, at = [], 0
+    elements, at = [], 0
     while at < len(raw):
         if at + 4 > len(raw) or at + 4 + (size := struct.unpack_from("<I", raw, at)[0]) > len(raw):
             raise ValueError("a BYTES tensor ends inside an element")
-        texts.append(raw[at + 4 : at + 4 + size])
+        elements.append(raw[at + 4 : at + 4 + size])
         at += 4 + size
-    return texts
+    return elements
 
 
-def read_vectors(reply: Any, contract: ModelContract, rows: int, dimension: int | None) -> Vectors:
+def read_vectors(
+    reply: Any,
+    contract: ModelContract,
+    rows: int,
+    dimension: int | None,
+    *,
+    mask: Ids | None = None,
+    normalize: bool = False,
+) -> Vectors:
     """Return the reply's vectors, shape ``(rows, D)``, a copy of their own.
 
     A server answers OK also with the wrong number of rows or with NaN, so nothing is taken on trust.
@@ -151,35 +111,46 @@ def read_vectors(reply: Any, contract: ModelContract, rows: int, dimension: int 
         contract: what was asked of the model.
         rows: how many texts were sent.
         dimension: the width known so far, None for the first reply.
+        mask: which tokens are real, where token ids were sent.
+        normalize: scale each vector to norm 1.
 
     Raises:
         ModelFailed: no such output, another number of rows, bytes that do not fit, NaN, infinity or an all-zero vector.
         ModelMisconfigured: the model now gives another dimension.
     """
     index, tensor = _find_output(reply, contract)
-    shape = tuple(tensor.shape)
-    if len(shape) != 2 or shape[0] != rows or shape[1] < 1:
-        raise _bad_reply(reply, f"gave output of shape {list(shape)} for {rows} texts")
-    if dimension is not None and shape[1] != dimension:
+    shape = list(tensor.shape)
+    if contract.pooling == "none" and len(shape) == 3 and shape[1] == 1:
+        del shape[1]
+    if len(shape) != (2 if contract.pooling == "none" else 3) or shape[0] != rows or min(shape) < 1:
+        raise _bad_reply(reply, f"gave output of shape {shape} for {rows} texts")
+    if mask is not None and len(shape) == 3 and shape[1] != mask.shape[1]:
+        raise _bad_reply(reply, f"gave {shape[1]} token states a text for {mask.shape[1]} tokens")
+    if dimension is not None and shape[-1] != dimension:
         raise ModelMisconfigured(
-            f"Model {reply.model_name} now gives vectors of {shape[1]} dimensions instead of {dimension}: "
+            f"Model {reply.model_name} now gives vectors of {shape[-1]} dimensions instead of {dimension}: "
             "serve the former model again, or restart walvec to embed everything with the new one.",
             reason="dimension_changed",
         )
-    vectors = _floats(reply, index, tensor).astype(np.float32)
-    if vectors.size != rows * shape[1]:
-        raise _bad_reply(reply, f"gave {vectors.size} numbers for shape {list(shape)}")
-    vectors = vectors.reshape(shape)
+    numbers = _floats(reply, index, tensor)
+    if numbers.size != np.prod(shape):
+        raise _bad_reply(reply, f"gave {numbers.size} numbers for shape {shape}")
+    numbers = numbers.reshape(shape)
+    if contract.pooling == "none":
+        vectors: Vectors = numbers.astype(np.float32)
+    else:
+        whole = np.ones(shape[:2], np.int64) if mask is None else mask
+        vectors = pool(numbers, whole, contract.pooling)
     if not np.isfinite(vectors).all():
         raise _bad_reply(reply, "gave a vector that is not finite")
     if not vectors.any(axis=1).all():
         raise _bad_reply(reply, "gave an all-zero vector")
-    return vectors
+    return unit(vectors) if normalize else vectors
 
 
 def _find_output(reply: Any, contract: ModelContract) -> tuple[int, Any]:
     for index, tensor in enumerate(reply.outputs):
-        if tensor.name == contract.output and tensor.datatype in FLOATS:
+        if tensor.name == contract.output and tensor.datatype.startswith("FP") and tensor.datatype in DTYPES:
             return index, tensor
     raise _bad_reply(reply, f"left out its output {contract.output}")
 
@@ -188,7 +159,7 @@ def _floats(reply: Any, index: int, tensor: Any) -> np.ndarray[Any, Any]:
     """Read the numbers from raw contents (Triton) or typed contents (other servers of the protocol)."""
     if index < len(reply.raw_output_contents):
         raw = reply.raw_output_contents[index]
-        kind = np.dtype(FLOATS[tensor.datatype])
+        kind = np.dtype(DTYPES[tensor.datatype])
         if len(raw) % kind.itemsize:
             raise _bad_reply(reply, "gave a tensor cut short")
         return np.frombuffer(raw, kind)

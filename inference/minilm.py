@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inference.errors import ModelMisconfigured
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from inference.tokenizer import ModelTokenizer
 
 NAME = "all-minilm-l6-v2"
 DIMENSION = 384
@@ -31,11 +27,6 @@ WEIGHTS_VERSION = "1.0.0"
 WEIGHTS_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 TOKENIZER_FILE = Path(__file__).parent / "data" / "tokenizer.json"
-
-CUTS = (2_048, 65_536)
-"""Characters of a text that are tokenised: the first cut holds 256 tokens of any prose (they take about 1,150
-characters), the second is tried where the first did not fill the model: long runs of blanks or of one word. Past the
-second, text is not read, so that a 20 MB value costs no more than a page."""
 
 
 def weights_file() -> Path:
@@ -77,38 +68,12 @@ def read_proved(path: Path, sha256: str) -> bytes:
     return content
 
 
-class WordPieces:
-    """Text to token ids, cut at 256 tokens and never padded. Safe to share between threads."""
+def load_tokenizer(path: Path = TOKENIZER_FILE) -> ModelTokenizer:
+    """Load the model's tokenizer, which gives a text [CLS], its word pieces and [SEP]: 2 to 256 tokens.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Wrap a loaded tokenizer, undoing the padding and truncation that its file asks for."""
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(MAX_TOKENS)
-        self._tokenizer = tokenizer
+    Raises:
+        ModelMisconfigured: the file is not the one expected.
+    """
+    from tokenizers import Tokenizer
 
-    @classmethod
-    def load(cls, path: Path = TOKENIZER_FILE) -> WordPieces:
-        """Load the tokenizer from its file.
-
-        Raises:
-            ModelMisconfigured: the file is not the one expected.
-        """
-        from tokenizers import Tokenizer
-
-        return cls(Tokenizer.from_buffer(read_proved(path, TOKENIZER_SHA256)))
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, [CLS] first and [SEP] last, between 2 and 256 of them."""
-        short, long = CUTS
-        stripped = [text.lstrip() for text in texts]
-        ids = self._ids([text[:short] for text in stripped])
-        unfilled = [i for i, text in enumerate(stripped) if len(text) > short and len(ids[i]) < MAX_TOKENS]
-        if unfilled:
-            for i, again in zip(unfilled, self._ids([stripped[i][:long] for i in unfilled]), strict=True):
-                ids[i] = again
-        return ids
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # The tokenizer takes only what UTF-8 can spell; a lone surrogate becomes a question mark.
-        spelled = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(spelled)]
+    return ModelTokenizer(Tokenizer.from_buffer(read_proved(path, TOKENIZER_SHA256)), MAX_TOKENS)

@@ -2,90 +2,33 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from inference.contract import Input, ModelContract
 from inference.errors import ModelFailed, ModelMisconfigured
 from inference.kserve import (
-    ModelContract,
+    bytes_request,
     encode_texts,
-    infer_request,
+    mark,
     portions,
-    read_contract,
-    read_texts,
+    read_bytes,
     read_vectors,
+    tokens_request,
 )
+from inference.pooling import pad
 
-CONTRACT = ModelContract("TEXT", 2, "EMBEDDING", "FP32", 2, 64)
-
-
-def metadata(inputs=(("TEXT", "BYTES", [-1, 1]),), outputs=(("EMBEDDING", "FP32", [-1, 384]),)):
-    reply = service_pb2.ModelMetadataResponse(name="m")
-    for name, datatype, shape in inputs:
-        reply.inputs.add(name=name, datatype=datatype, shape=shape)
-    for name, datatype, shape in outputs:
-        reply.outputs.add(name=name, datatype=datatype, shape=shape)
-    return reply
-
-
-def config(max_batch_size=0, optional=()):
-    made = model_config_pb2.ModelConfig(name="m", max_batch_size=max_batch_size)
-    for name in optional:
-        made.input.add(name=name, optional=True)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("inputs", "made", "rank", "rows"),
-    [
-        ([("T", "BYTES", [-1, 1])], config(32), 2, 32),
-        ([("T", "BYTES", [-1, 1])], config(4096), 2, 256),
-        ([("T", "BYTES", [-1])], config(0), 1, 256),
-        ([("T", "BYTES", [-1])], None, 1, 256),
-        ([("T", "BYTES", [1])], None, 1, 1),
-        ([("T", "BYTES", [1, 1])], config(0), 2, 1),
-        ([("T", "BYTES", [-1, 1]), ("mode", "INT32", [-1, 1])], config(8, optional=["mode"]), 2, 8),
-    ],
-)
-def test_reads_how_to_ask(inputs, made, rank, rows):
-    contract = read_contract(metadata(inputs), made)
-    assert (contract.input, contract.input_rank, contract.max_rows, contract.dimension) == ("T", rank, rows, 384)
-
-
-def test_an_undeclared_dimension_is_unknown():
-    assert read_contract(metadata(outputs=[("E", "FP16", [-1, -1])]), None).dimension is None
-
-
-def test_the_usual_output_is_chosen_among_several():
-    outputs = [("score", "FP32", [-1, 1]), ("sentence_embedding", "FP32", [-1, 8]), ("x", "INT64", [-1, 1])]
-    assert read_contract(metadata(outputs=outputs), None).output == "sentence_embedding"
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "words"),
-    [
-        ({"inputs": [("ids", "INT64", [-1, -1])]}, "wants ids INT64 where one BYTES input"),
-        ({"inputs": [("a", "BYTES", [-1, 1]), ("b", "BYTES", [-1, 1])]}, "wants a BYTES, b BYTES"),
-        ({"inputs": []}, "wants nothing"),
-        ({"inputs": [("a", "BYTES", [-1, 3])]}, r"of shape \[-1, 3\]"),
-        ({"inputs": [("a", "BYTES", [7, 1])]}, "exactly 7 texts"),
-        ({"outputs": [("last_hidden_state", "FP32", [-1, -1, 384])]}, "gives last_hidden_state FP32"),
-        ({"outputs": [("a", "FP32", [-1, 8]), ("b", "FP32", [-1, 8])]}, "gives a FP32"),
-        ({"outputs": []}, "gives nothing"),
-    ],
-)
-def test_other_models_are_refused_in_words(kwargs, words):
-    with pytest.raises(ModelMisconfigured, match=words):
-        read_contract(metadata(**kwargs), None)
+TEXT = Input("TEXT", "BYTES", 2, "text")
+CONTRACT = ModelContract((TEXT,), "EMBEDDING", "none", 2, 64)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=30))
 def test_texts_travel_as_tritonclient_writes_them(texts):
-    request = infer_request("m", CONTRACT, encode_texts(texts))
+    request = bytes_request("m", CONTRACT, TEXT, encode_texts(texts))
     assert list(request.inputs[0].shape) == [len(texts), 1]
     theirs = serialize_byte_tensor(np.array([text.encode() for text in texts], dtype=object))
     assert request.raw_input_contents[0] == theirs.item()
-    assert [text.decode() for text in read_texts(request)] == texts
+    assert [text.decode() for text in read_bytes(request.raw_input_contents[0])] == texts
 
 
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=40), st.integers(1, 60))
@@ -145,7 +88,56 @@ def test_another_dimension_needs_a_person():
 
 
 def test_a_tensor_cut_short_is_not_read():
-    request = infer_request("m", CONTRACT, [b"abc"])
-    request.raw_input_contents[0] = request.raw_input_contents[0][:-1]
+    request = bytes_request("m", CONTRACT, TEXT, [b"abc"])
     with pytest.raises(ValueError, match="ends inside"):
-        read_texts(request)
+        read_bytes(request.raw_input_contents[0][:-1])
+
+
+def test_one_vector_in_a_row_of_its_own_is_a_vector():
+    assert np.array_equal(read_vectors(reply(GOOD, shape=(2, 1, 2)), CONTRACT, 2, 2), GOOD)
+
+
+def test_norm_on_request():
+    vectors = read_vectors(reply(GOOD), CONTRACT, 2, 2, normalize=True)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+
+
+IDS = tuple(Input(name, kind, 2, role) for name, kind, role in [
+    ("input_ids", "INT64", "ids"), ("attention_mask", "INT32", "mask"), ("token_type_ids", "INT64", "types")
+])  # fmt: skip
+NETWORK = ModelContract(IDS, "STATES", "mean", 2, 64)
+
+
+def test_token_ids_travel_in_the_models_types():
+    request = tokens_request("m", NETWORK, *pad([[5, 6], [7]]))
+    assert [(t.name, t.datatype, list(t.shape)) for t in request.inputs] == [
+        ("input_ids", "INT64", [2, 2]), ("attention_mask", "INT32", [2, 2]), ("token_type_ids", "INT64", [2, 2]),
+    ]  # fmt: skip
+    read = [
+        np.frombuffer(raw, kind).tolist()
+        for raw, kind in zip(request.raw_input_contents, ["<i8", "<i4", "<i8"], strict=True)
+    ]
+    assert read == [[5, 6, 7, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+STATES = np.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [np.nan, 9.0]]], np.float32)
+
+
+def test_token_states_are_pooled_over_real_tokens_only():
+    _, mask = pad([[5, 6], [7]])
+    vectors = read_vectors(reply(STATES, name="STATES"), NETWORK, 2, 2, mask=mask)
+    assert vectors.tolist() == [[2.0, 3.0], [5.0, 6.0]]
+
+
+def test_another_number_of_token_states_is_a_failed_model():
+    _, mask = pad([[5, 6, 7], [7]])
+    with pytest.raises(ModelFailed, match="2 token states a text for 3 tokens"):
+        read_vectors(reply(STATES, name="STATES"), NETWORK, 2, 2, mask=mask)
+
+
+@pytest.mark.parametrize(("levels", "bulk", "priority"), [(0, True, None), (2, False, 1), (5, True, 5)])
+def test_priority_is_sent_only_where_it_is_known(levels, bulk, priority):
+    request = bytes_request("m", CONTRACT, TEXT, [b"abc"])
+    mark(request, ModelContract((TEXT,), "E", "none", 2, 64, priority_levels=levels), "walvec-1", bulk=bulk)
+    assert request.id == "walvec-1"
+    assert (request.parameters["priority"].uint64_param if "priority" in request.parameters else None) == priority

@@ -7,13 +7,14 @@ import pytest
 
 from inference import minilm
 from inference.errors import ModelFailed, ModelMisconfigured, ModelUnavailable
-from inference.minilm import WordPieces
-from inference.ort import OrtEmbedder, mean_of_tokens, pad
+from inference.minilm import load_tokenizer
+from inference.ort import OrtEmbedder
+from inference.tokenizer import CUTS, ModelTokenizer
 
 
 @pytest.fixture(scope="module")
-def pieces() -> WordPieces:
-    return WordPieces.load()
+def pieces() -> ModelTokenizer:
+    return load_tokenizer()
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_texts_are_cut_at_256_tokens(pieces):
 def test_cutting_characters_first_changes_nothing_in_prose(pieces):
     text = " ".join(f"number{i} is not number{i + 1}," for i in range(800))
     whole = pieces._tokenizer.encode(text).ids
-    assert len(text) > minilm.CUTS[0]
+    assert len(text) > 256 * CUTS[0]
     assert pieces.encode([text]) == [whole]
 
 
@@ -53,17 +54,6 @@ def test_twenty_megabytes_cost_no_more_than_a_page(pieces):
     rows = pieces.encode(["zip archive " * 1_700_000, "z" * 20_000_000, " \x01" * 10_000_000])
     assert time.process_time() - started < 1.0
     assert [len(row) for row in rows] == [256, 3, 2]
-
-
-def test_pad():
-    ids, mask = pad([[101, 7, 102], [101, 102]])
-    assert ids.tolist() == [[101, 7, 102], [101, 102, 0]]
-    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
-
-
-def test_mean_leaves_padding_out():
-    states = np.array([[[3.0, 0.0], [3.0, 8.0], [9e6, 9e6]]], np.float32)
-    assert mean_of_tokens(states, np.array([[1, 1, 0]])) == pytest.approx(np.array([[0.6, 0.8]]))
 
 
 async def test_equals_one_text_at_a_time_without_any_padding(model):
@@ -142,13 +132,13 @@ def test_a_changed_file_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(minilm.TOKENIZER_FILE.read_bytes() + b" ")
     with pytest.raises(ModelMisconfigured, match="is not the one walvec was built for") as caught:
-        WordPieces.load(path)
+        load_tokenizer(path)
     assert caught.value.reason == "model_changed"
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ModelMisconfigured, match="No such file"):
-        WordPieces.load(tmp_path / "nothing.json")
+        load_tokenizer(tmp_path / "nothing.json")
 
 
 def test_a_missing_package_is_named(monkeypatch):

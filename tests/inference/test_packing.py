@@ -87,10 +87,10 @@ def test_estimate(length, tokens):
 
 
 def test_estimate_is_near_the_truth_on_english():
-    from inference.minilm import WordPieces
+    from inference.minilm import load_tokenizer
 
     members = (argparse, zipfile, zipfile.ZipFile, zipfile.ZipFile.open, argparse.ArgumentParser)
     texts = [part for member in members for part in str(member.__doc__).split("\n\n")]
-    true = sum(map(len, WordPieces.load().encode(texts)))
+    true = sum(map(len, load_tokenizer().encode(texts)))
     guessed = sum(estimate(len(text.encode()), 256) for text in texts)
     assert 0.75 < guessed / true < 1.35

@@ -1,10 +1,10 @@
 """The Triton client against a server on a real socket. What a real Triton does beyond that is in its own tests."""
 
 import asyncio
-import os
+import logging
 import shutil
+import ssl
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,22 +13,33 @@ import pytest
 from grpc import StatusCode
 
 from inference import errors as e
+from inference.address import Access, parse_urls
+from inference.contract import ModelOptions
 from inference.hashing import hash_vectors
-from inference.members import parse_urls
+from inference.minilm import TOKENIZER_FILE, load_tokenizer
+from inference.pooling import unit
 from inference.testing import FakeModel, FakeTriton, Fault
-from inference.triton import TritonEmbedder
+from inference.testing_http import FakeTritonHttp
+from inference.triton import CANARY, CANARY_FILE, TritonEmbedder
 
-ROOT = Path(__file__).parents[2]
+WIRES = {"grpc": FakeTriton, "http": FakeTritonHttp}
+
+
+@pytest.fixture(params=WIRES)
+def wire(request) -> type[FakeTriton] | type[FakeTritonHttp]:
+    return WIRES[request.param]
 
 
 @pytest.fixture
-async def server():
-    async with FakeTriton() as fake:
+async def server(wire):
+    async with wire() as fake:
         yield fake
 
 
-def client(*urls: str, timeout_s: float = 10.0, model: str = "fake") -> TritonEmbedder:
-    return TritonEmbedder(model, urls, request_timeout_s=timeout_s)
+def client(
+    *urls: str, timeout_s: float = 10.0, model: str = "fake", access: Access | None = None, **options
+) -> TritonEmbedder:
+    return TritonEmbedder(model, urls, request_timeout_s=timeout_s, access=access, options=ModelOptions(**options))
 
 
 @pytest.fixture
@@ -58,8 +69,8 @@ async def test_learns_dimension_and_rows_from_the_server(triton):
         FakeModel(dimension=8, declared_dimension=8, output_type="FP16"),
     ],
 )
-async def test_serves_every_form_of_the_contract(model):
-    async with FakeTriton(model) as fake:
+async def test_serves_every_form_of_the_contract(model, wire):
+    async with wire(model) as fake:
         embedder = client(fake.url)
         await embedder.start()
         vectors = await embedder.embed(["a", "b"])
@@ -77,7 +88,7 @@ async def test_a_declared_dimension_must_be_true(server):
 
 
 async def test_more_rows_than_the_model_takes_are_not_sent(triton, server):
-    with pytest.raises(e.RequestTooLarge, match="64 texts at once, not 65"):
+    with pytest.raises(e.RequestTooLarge, match="64 rows at once, not 65"):
         await triton.embed(["x"] * 65)
     assert not server.model.requests
 
@@ -89,8 +100,8 @@ async def test_a_large_request_goes_in_portions(triton, server, monkeypatch):
     assert [len(texts) for texts in server.model.requests] == [3, 3, 3, 1]
 
 
-async def test_messages_past_four_megabytes_pass_both_ways():
-    async with FakeTriton(FakeModel(dimension=8192, declared_dimension=8192, max_batch_size=0)) as fake:
+async def test_messages_past_four_megabytes_pass_both_ways(wire):
+    async with wire(FakeModel(dimension=8192, declared_dimension=8192, max_batch_size=0)) as fake:
         embedder = client(fake.url)
         await embedder.start()
         vectors = await embedder.embed([str(i) * 30_000 for i in range(200)])
@@ -109,6 +120,9 @@ async def test_messages_past_four_megabytes_pass_both_ways():
         (Fault(StatusCode.NOT_FOUND, "unknown model"), e.ModelUnavailable, "not_found"),
         (Fault(StatusCode.INTERNAL, "Failed to process the request(s)"), e.ModelFailed, "internal"),
         (Fault(StatusCode.INTERNAL, "Stub process 'x' is not healthy."), e.ModelUnavailable, "model_process_died"),
+        (Fault(StatusCode.RESOURCE_EXHAUSTED, "slow down"), e.ModelOverloaded, "overloaded"),
+        (Fault(StatusCode.UNAUTHENTICATED, "who?"), e.ModelMisconfigured, "unauthenticated"),
+        (Fault(StatusCode.PERMISSION_DENIED, "This API is restricted"), e.ModelMisconfigured, "permission_denied"),
         (Fault(StatusCode.INVALID_ARGUMENT, "bad text"), e.TextRefused, "invalid_argument"),
         (Fault(StatusCode.INVALID_ARGUMENT, "batch-size must be <= 1"), e.RequestTooLarge, "too_many_rows"),
     ],
@@ -127,9 +141,21 @@ async def test_a_fault_on_the_wire_is_its_kind_and_the_next_request_passes(trito
     ids=["rows", "nan", "zero", "shape"],
 )
 async def test_a_wrong_reply_is_never_taken(triton, server, bend):
-    server.model.bend = bend
+    server.model.bend = lambda vectors: bend(vectors) if len(vectors) > 1 else vectors
     with pytest.raises(e.ModelFailed, match="look into the model"):
         await triton.embed(["a", "b"])
+
+
+async def test_a_model_that_fails_on_everything_costs_no_text(triton, server):
+    server.model.bend = lambda vectors: vectors * np.nan
+    with pytest.raises(e.ModelUnavailable, match="fails on every input") as caught:
+        await triton.embed(["a"])
+    assert caught.value.reason == "model_broken"
+    server.model.bend = lambda vectors: vectors
+    server.model.script.extend([Fault(StatusCode.INTERNAL, "broken")] * 2)
+    with pytest.raises(e.ModelUnavailable, match="fails on every input"):
+        await triton.embed(["a"])
+    assert (await triton.embed(["a"])).shape == (1, 384)
 
 
 async def test_a_text_is_blamed_only_while_a_short_one_passes(triton, server):
@@ -180,7 +206,7 @@ async def test_silence_ends_at_the_deadline(server):
     await embedder.start()
     server.model.delay_s = 30
     started = time.monotonic()
-    with pytest.raises(e.ModelUnavailable) as caught:
+    with pytest.raises(e.ModelSilent) as caught:
         await embedder.embed(["x"])
     assert caught.value.reason == "timeout" and time.monotonic() - started < 2
     server.model.delay_s = 0
@@ -219,6 +245,7 @@ async def test_closing_during_a_request_is_not_a_cancellation(triton, server):
         await request
 
 
+@pytest.mark.parametrize("wire", [FakeTriton], ids=["grpc"])  # over HTTP a server need not notice
 async def test_cancelling_a_request_cancels_it_on_the_server(triton, server):
     server.model.delay_s = 30
     request = asyncio.create_task(triton.embed(["x"]))
@@ -234,9 +261,10 @@ async def test_cancelling_a_request_cancels_it_on_the_server(triton, server):
 # --- several servers, and servers that are none ----------------------------------------------------------------------
 
 
-async def test_servers_take_turns_and_a_dead_one_is_survived():
-    async with FakeTriton() as one:
-        two = await FakeTriton().__aenter__()
+@pytest.mark.parametrize("second", WIRES.values(), ids=WIRES)
+async def test_servers_take_turns_and_a_dead_one_is_survived(wire, second):
+    async with wire() as one:
+        two = await second().__aenter__()
         embedder = client(f"{one.url},{two.url}")
         await embedder.start()
         one.model.requests.clear()
@@ -257,8 +285,8 @@ async def test_servers_take_turns_and_a_dead_one_is_survived():
         await two.__aexit__()
 
 
-async def test_a_member_without_the_model_leaves_the_work_to_the_other():
-    async with FakeTriton() as one, FakeTriton(FakeModel(loaded=False)) as two:
+async def test_a_member_without_the_model_leaves_the_work_to_the_other(wire):
+    async with wire() as one, wire(FakeModel(loaded=False)) as two:
         embedder = client(two.url, one.url)
         await embedder.start()
         for _ in range(4):
@@ -307,18 +335,19 @@ class Relay:
 
 async def test_a_half_open_connection_costs_one_deadline_and_not_more(server):
     async with Relay(server.port) as relay:
-        embedder = client(f"grpc://127.0.0.1:{relay.port}", timeout_s=0.5)
+        embedder = client(server.url.replace(str(server.port), str(relay.port)), timeout_s=0.5)
         await embedder.start()
         relay.swallow()
         outcomes = await asyncio.gather(*(embedder.embed(["x"]) for _ in range(3)), return_exceptions=True)
-        assert [outcome.reason for outcome in outcomes] == ["timeout"] * 3
+        lost = [outcome.reason for outcome in outcomes if isinstance(outcome, e.EmbedError)]
+        assert lost == ["timeout"] * (3 if server.url.startswith("grpc") else 1)  # HTTP opens a connection for each
         outcomes = await asyncio.gather(*(embedder.embed(["x"]) for _ in range(3)))
         assert all(outcome.shape == (1, 384) for outcome in outcomes)
         await embedder.close()
 
 
-async def test_a_silent_member_is_asked_last(server):
-    async with FakeTriton(FakeModel()) as silent:
+async def test_a_silent_member_is_asked_last(server, wire):
+    async with wire(FakeModel()) as silent:
         embedder = client(server.url, silent.url, timeout_s=0.4)
         await embedder.start()
         silent.model.delay_s = 30
@@ -332,9 +361,10 @@ async def test_a_silent_member_is_asked_last(server):
         await embedder.close()
 
 
-async def test_nobody_there():
-    embedder = client("grpc://127.0.0.1:1")
-    with pytest.raises(e.ModelUnavailable, match=r"grpc://127\.0\.0\.1:1.*cannot be reached.*refused"):
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs", "http", "https"])
+async def test_nobody_there(scheme):
+    embedder = client(f"{scheme}://127.0.0.1:1")
+    with pytest.raises(e.ModelUnavailable, match=r"://127\.0\.0\.1:1, model fake, cannot be reached"):
         await embedder.start()
     await embedder.close()
 
@@ -351,9 +381,31 @@ async def test_a_web_server_on_that_port_is_named():
         await embedder.close()
 
 
+async def test_a_grpc_server_on_an_http_url_is_named():
+    async with FakeTriton() as fake:
+        embedder = client(fake.url.replace("grpc:", "http:"))
+        with pytest.raises(e.ModelMisconfigured, match="HTTP port, 8000"):
+            await embedder.start()
+        await embedder.close()
+
+
+async def test_a_web_server_that_is_no_triton_is_named():
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as web:
+        embedder = client(f"http://127.0.0.1:{web.sockets[0].getsockname()[1]}")
+        with pytest.raises(e.ModelMisconfigured, match="does not speak the KServe v2 protocol"):
+            await embedder.start()
+        await embedder.close()
+
+
 async def test_tls_where_there_is_none_is_named(server):
-    embedder = client(server.url.replace("grpc:", "grpcs:"))
-    with pytest.raises(e.ModelMisconfigured, match="does not speak TLS on that port: try grpc://"):
+    embedder = client(server.url.replace("://", "s://"))
+    with pytest.raises(e.ModelMisconfigured, match=r"does not speak TLS on that port: try (grpc|http)://"):
         await embedder.start()
     await embedder.close()
 
@@ -370,44 +422,207 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     return key, certificate
 
 
-@pytest.fixture
-async def tls_server(certificate):
+def tls_server_of(wire, certificate, *, clients: bool = False):
     key, signed = certificate
-    async with FakeTriton(tls=(key.read_bytes(), signed.read_bytes())) as fake:
+    if wire is FakeTriton:
+        pems = key.read_bytes(), signed.read_bytes()
+        return FakeTriton(tls=pems, clients=signed.read_bytes() if clients else None)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=signed if clients else None)
+    context.load_cert_chain(signed, key)
+    context.verify_mode = ssl.CERT_REQUIRED if clients else ssl.CERT_NONE
+    return FakeTritonHttp(tls=context)
+
+
+@pytest.fixture
+async def tls_server(wire, certificate):
+    async with tls_server_of(wire, certificate) as fake:
         yield fake
 
 
 async def test_tls_with_a_trusted_certificate(tls_server, certificate):
-    # gRPC reads the roots once per process, so this client gets one of its own.
-    program = (
-        "import asyncio, sys; from inference.triton import TritonEmbedder as T\n"
-        "async def main():\n t = T('fake', sys.argv[1:]); await t.start(); print(t.dimension); await t.close()\n"
-        "asyncio.run(main())"
-    )
-    client = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        program,
-        tls_server.url,
-        env={**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(certificate[1]), "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await client.communicate()
-    assert output == b"384\n" and client.returncode == 0
+    embedder = client(tls_server.url, access=Access(ca_file=str(certificate[1])))
+    await embedder.start()
+    assert embedder.dimension == 384
+    await embedder.close()
+
+
+async def test_a_client_certificate_is_shown_and_its_lack_is_named(wire, certificate):
+    key, signed = map(str, certificate)
+    async with tls_server_of(wire, certificate, clients=True) as fake:
+        embedder = client(fake.url, access=Access(ca_file=signed, cert_file=signed, key_file=key))
+        await embedder.start()
+        assert (await embedder.embed(["x"])).shape == (1, 384)
+        await embedder.close()
+        embedder = client(fake.url, access=Access(ca_file=signed))
+        with pytest.raises(e.ModelMisconfigured, match=r"wants a client certificate.*WALVEC_TRITON_CERT_FILE"):
+            await embedder.start()
+        await embedder.close()
 
 
 async def test_no_tls_where_there_is_some_is_named(tls_server):
-    embedder = client(tls_server.url.replace("grpcs:", "grpc:"))
-    with pytest.raises(e.ModelMisconfigured, match="speaks TLS on that port: use grpcs://"):
+    embedder = client(tls_server.url.replace("s://", "://"))
+    with pytest.raises(e.ModelMisconfigured, match=r"speaks TLS on that port: use (grpcs|https)://"):
         await embedder.start()
     await embedder.close()
 
 
 async def test_an_untrusted_certificate_is_named(tls_server):
     embedder = client(tls_server.url)
-    with pytest.raises(e.ModelMisconfigured, match="not trusted here: set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+    with pytest.raises(e.ModelMisconfigured, match=r"not trusted here.*set WALVEC_TRITON_CA_FILE"):
         await embedder.start()
     await embedder.close()
+
+
+async def test_a_certificate_for_another_name_is_named(tls_server, certificate):
+    embedder = client(tls_server.url.replace("127.0.0.1", "127.0.0.2"), access=Access(ca_file=str(certificate[1])))
+    with pytest.raises(e.EmbedError) as caught:
+        await embedder.start()
+    assert isinstance(caught.value, e.ModelMisconfigured | e.ModelUnavailable)
+    await embedder.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "url", "words"),
+    [
+        ({"cert_file": "certificate"}, "grpcs://t", "belong together"),
+        ({"ca_file": "certificate"}, "grpc://t", "not encrypted: use grpcs://"),
+        ({"ca_file": "nothing"}, "grpcs://t", "WALVEC_TRITON_CA_FILE names .*nothing, which cannot be read"),
+        ({"ca_file": "words"}, "https://t", "not in PEM"),
+        ({"cert_file": "certificate", "key_file": "words"}, "https://t", "not in PEM"),
+    ],
+)
+def test_files_that_will_not_do_are_named_at_once(names, url, words, certificate, tmp_path):
+    (tmp_path / "words").write_text("words")
+    files = {"certificate": certificate[1]}
+    paths = {name: str(files.get(file, tmp_path / file)) for name, file in names.items()}
+    access = Access(**paths)  # type: ignore[arg-type]  # names of files alone
+    with pytest.raises(e.ModelMisconfigured, match=words):
+        client(url, access=access)
+
+
+# --- what goes with a request ----------------------------------------------------------------------------------------
+
+
+async def test_headers_ids_and_priorities_reach_the_server(wire, caplog):
+    async with wire(FakeModel(priority_levels=3)) as fake:
+        embedder = client(fake.url, access=Access(headers={"Authorization": "Bearer hush", "x-team": "search"}))
+        await embedder.start()
+        fake.model.seen.clear()
+        with caplog.at_level(logging.DEBUG, "inference"):
+            await embedder.embed(["live"])
+            await embedder.embed(["old"], bulk=True)
+        await embedder.close()
+        (first, live, headers), (second, bulk, _) = fake.model.seen
+        assert (live, bulk) == (1, 3)
+        assert headers["authorization"] == "Bearer hush" and headers["x-team"] == "search"
+        assert first != second and first.startswith("walvec-")
+        assert first in caplog.text and second in caplog.text
+        assert "hush" not in caplog.text and "hush" not in repr(embedder._access)
+
+
+# --- other models than text to vector --------------------------------------------------------------------------------
+
+IDS = tuple((name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask"))
+STATES = (("last_hidden_state", "FP16", (-1, -1, 8)),)
+
+
+def expected(text, pooling):
+    (ids,) = load_tokenizer().encode([text])
+    states = hash_vectors([str(i) for i in ids], 8)
+    return {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}[pooling]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("normalize", [None, False])
+async def test_a_network_of_token_ids_is_pooled_as_declared(wire, pooling, normalize):
+    async with wire(FakeModel(dimension=8, inputs=IDS, outputs=STATES)) as fake:
+        embedder = client(fake.url, tokenizer=TOKENIZER_FILE, pooling=pooling, normalize=normalize)
+        await embedder.start()
+        texts = ["zip", "read a zip archive of many members"]
+        vectors = await embedder.embed(texts)
+        want = np.stack([expected(text, pooling) for text in texts]).astype(np.float32)
+        assert np.abs(vectors - (want if normalize is False else unit(want))).max() < 2e-3
+        assert embedder.limits.max_tokens == 128
+        await embedder.close()
+
+
+async def test_a_network_of_a_fixed_length_is_filled_up(wire):
+    fixed = tuple((name, kind, (-1, 16)) for name, kind, _ in IDS)
+    async with wire(FakeModel(dimension=8, inputs=fixed, outputs=STATES)) as fake:
+        embedder = client(fake.url, tokenizer=TOKENIZER_FILE, max_tokens=64)
+        await embedder.start()
+        await embedder.embed(["zip", "word " * 100])
+        assert [len(row) // 8 for row in fake.model.requests[-1]] == [16, 16]
+        await embedder.close()
+
+
+async def test_token_ids_need_a_tokenizer(wire):
+    async with wire(FakeModel(dimension=8, inputs=IDS, outputs=STATES)) as fake:
+        embedder = client(fake.url)
+        with pytest.raises(e.ModelMisconfigured, match="wants token ids: set WALVEC_TOKENIZER"):
+            await embedder.start()
+        await embedder.close()
+
+
+@pytest.mark.parametrize("name", ["image", "RAW"])
+async def test_a_model_of_images_takes_files(wire, name):
+    model = FakeModel(inputs=((name, "BYTES", (-1, 1)),), refuses=lambda row: not row.startswith(b"\x89PNG"))
+    async with wire(model) as fake:
+        embedder = client(fake.url)
+        await embedder.start()
+        assert fake.model.requests[-1] == [CANARY_FILE]
+        vectors = await embedder.embed_bytes([CANARY_FILE, CANARY_FILE + b"\xff\x00"])
+        assert vectors.shape == (2, 384) and not np.array_equal(vectors[0], vectors[1])
+        with pytest.raises(e.TextRefused):
+            await embedder.embed_bytes([b"GIF89a"])
+        with pytest.raises(e.ModelMisconfigured, match="takes files, not texts"):
+            await embedder.embed(["words"])
+        await embedder.close()
+
+
+async def test_a_model_of_both_takes_each_by_its_input(wire):
+    both = (("text", "BYTES", (-1, 1)), ("image", "BYTES", (-1, 1)))
+    async with wire(FakeModel(inputs=both, optional=("text", "image"))) as fake:
+        embedder = client(fake.url)
+        await embedder.start()
+        assert fake.model.requests[-1] == [CANARY.encode()]
+        assert np.array_equal(await embedder.embed(["x"]), await embedder.embed_bytes([b"x"]))
+        await embedder.close()
+
+
+async def test_files_do_not_travel_as_json():
+    async with FakeTritonHttp(FakeModel(inputs=(("image", "BYTES", (-1, 1)),)), binary=False) as fake:
+        embedder = client(fake.url)
+        with pytest.raises(e.ModelMisconfigured, match="over HTTP; use grpc://"):
+            await embedder.start()
+        await embedder.close()
+
+
+# --- HTTP alone ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_connection_that_the_server_closed_is_no_error():
+    async with FakeTritonHttp() as fake:
+        embedder = client(fake.url)
+        await embedder.start()
+        fake.drops = 1
+        assert (await embedder.embed(["x"])).shape == (1, 384)
+        fake.drops = 2
+        with pytest.raises(e.ModelUnavailable, match="cannot be reached"):
+            await embedder.embed(["x"])
+        await embedder.close()
+
+
+async def test_a_path_before_the_protocol_and_a_pause_that_is_asked_for():
+    async with FakeTritonHttp(prefix="/serving/team") as fake:
+        embedder = client(fake.url)
+        await embedder.start()
+        fake.retry_after = "7"
+        fake.model.script.append(Fault(StatusCode.UNAVAILABLE, "Exceeds maximum queue size"))
+        with pytest.raises(e.ModelOverloaded) as caught:
+            await embedder.embed(["x"])
+        assert caught.value.retry_after_s == 7
+        await embedder.close()
 
 
 # --- URLs ----------------------------------------------------------------------------------------------------------
@@ -417,14 +632,17 @@ def test_urls():
     addresses = parse_urls(["grpc://a:1, grpcs://b", "grpc://[::1]:9"])
     assert [a.url for a in addresses] == ["grpc://a:1", "grpcs://b:8001", "grpc://[::1]:9"]
     assert [a.target for a in addresses] == ["dns:///a:1", "dns:///b:8001", "dns:///[::1]:9"]
+    over_http = parse_urls(["http://a,https://b/path/v2/,http://[::1]:9"])
+    assert [a.url for a in over_http] == ["http://a:8000", "https://b:443/path", "http://[::1]:9"]
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [
         ("", "has no server: set WALVEC_TRITON_URL"),
-        ("http://t:8000", r"give grpc://t:8001"),
-        ("https://t", r"give grpcs://t:8001"),
+        ("ftp://t:8000", "not of the form"),
+        ("http://t:8000/v2?x=1", "a host and a port and nothing else"),
+        ("https://me:secret@t", "WALVEC_TRITON_TOKEN"),
         ("t:8001", "not of the form"),
         ("grpc://", "not of the form"),
         ("grpc://t:x", "not a URL"),

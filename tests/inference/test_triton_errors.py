@@ -17,20 +17,40 @@ TABLE = [
     ),
     (S.UNAVAILABLE, "Stream removed (Socket closed)", e.ModelUnavailable, "unavailable"),
     (S.UNAVAILABLE, "errors resolving nosuch:8001: [Domain name not found]", e.ModelUnavailable, "unavailable"),
-    (S.UNAVAILABLE, "Request for unknown model: 'm' has no available versions", e.ModelUnavailable, "unavailable"),
+    (S.UNAVAILABLE, "Request for unknown model: 'm' has no available versions", e.ModelUnavailable, "not_found"),
+    (
+        S.INVALID_ARGUMENT,
+        "[request id: x] Request for unknown model: 'm' is not found",
+        e.ModelUnavailable,
+        "not_found",
+    ),
     (S.UNAVAILABLE, "[request id: x] Exceeds maximum queue size", e.ModelOverloaded, "queue_full"),
     (S.UNAVAILABLE, "Request timeout expired", e.ModelOverloaded, "queue_full"),
     (S.UNAVAILABLE, "This protocol is restricted, expecting header 'k'", e.ModelMisconfigured, "restricted"),
     (S.UNAVAILABLE, CONNECT + "Tls handshake failed: WRONG_VERSION_NUMBER", e.ModelMisconfigured, "not_tls"),
     (S.UNAVAILABLE, CONNECT + "Tls handshake failed: CERTIFICATE_VERIFY_FAILED", e.ModelMisconfigured, "certificate"),
+    (
+        S.UNAVAILABLE,
+        CONNECT + "Tls handshake failed: TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        e.ModelMisconfigured,
+        "client_certificate",
+    ),
     (S.UNAVAILABLE, CONNECT + "Failed parsing HTTP/2 (Expected SETTINGS)", e.ModelMisconfigured, "not_grpc"),
+    (S.UNAVAILABLE, "Failed parsing HTTP/1.1", e.ModelMisconfigured, "not_http"),
     (S.NOT_FOUND, "Request for unknown model: 'm' is not found", e.ModelUnavailable, "not_found"),
-    (S.DEADLINE_EXCEEDED, "Deadline Exceeded", e.ModelUnavailable, "timeout"),
+    (S.DEADLINE_EXCEEDED, "Deadline Exceeded", e.ModelSilent, "timeout"),
     (S.CANCELLED, "", e.ModelUnavailable, "cancelled"),
     (S.INVALID_ARGUMENT, "unexpected shape for input 'TEXT'", e.TextRefused, "invalid_argument"),
     (S.INVALID_ARGUMENT, "inference request batch-size must be <= 4 for 'm'", e.RequestTooLarge, "too_many_rows"),
     (S.INTERNAL, "Failed to process the request(s) for model instance 'm_0'", e.ModelFailed, "internal"),
-    (S.INTERNAL, "Stub process 'm_0' is not healthy.", e.ModelUnavailable, "model_process_died"),
+    (
+        S.INTERNAL,
+        "Failed to process the request(s) for model instance 'm_0', message: Stub process 'm_0' is not healthy.",
+        e.ModelUnavailable,
+        "model_process_died",
+    ),
+    (S.INTERNAL, "message: ValueError: stub process is not healthy, says the row", e.ModelFailed, "internal"),
+    (S.INVALID_ARGUMENT, "bad row: request for unknown model", e.TextRefused, "invalid_argument"),
     (S.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (9 vs. 4)", e.RequestTooLarge, "too_large"),
     (S.RESOURCE_EXHAUSTED, "rate limited", e.ModelOverloaded, "overloaded"),
     (S.UNAUTHENTICATED, "", e.ModelMisconfigured, "unauthenticated"),
@@ -76,3 +96,15 @@ def test_an_innocent_message_is_shown_on_one_line():
     assert quotable("no space left on device.\n  traceback…", ["some text"]) == "no space left on device"
     assert quotable("") == "no reason given"
     assert len(quotable("y" * 5000)) == 200
+
+
+def test_a_server_that_asks_for_a_pause_is_heard():
+    for code in (S.UNAVAILABLE, S.RESOURCE_EXHAUSTED):
+        assert translate(code, "busy", url="http://t:1", model="m", retry_after_s=7).retry_after_s == 7
+
+
+def test_a_secret_is_never_quoted():
+    error = translate(
+        S.UNAUTHENTICATED, "no user for Bearer hush", url="http://t:1", model="m", secrets=["Bearer hush"]
+    )
+    assert "hush" not in str(error)
