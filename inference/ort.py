@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,6 +69,8 @@ class OrtEmbedder:
             max_tokens=minilm.MAX_TOKENS,
             concurrency=max(2, self.threads),
         )
+        self.tokens_used = 0
+        """Tokens computed so far, padding left out."""
         self._pool: ThreadPoolExecutor | None = None
         self._network: _Network | None = None
 
@@ -102,7 +104,26 @@ class OrtEmbedder:
         parts = await asyncio.gather(*(self._work(network.forward, [ids[i] for i in batch]) for batch in batches))
         for batch, part in zip(batches, parts, strict=True):
             vectors[batch] = part
+        self.tokens_used += sum(map(len, ids))
         return vectors
+
+    def bare(self, texts: Sequence[str]) -> Callable[[], Awaitable[object]]:
+        """Return the bare loop's body: the network alone, on batches that are cut and filled beforehand.
+
+        Raises:
+            ModelUnavailable: before :meth:`start` or after :meth:`close`.
+        """
+        network = self._network
+        if network is None:
+            raise ModelUnavailable("The embedded model is not started: call start() first.", reason="not_started")
+        ids = network.tokens.encode(texts)
+        batches = pack([len(row) for row in ids], self._batch_limits(ids), alike=ALIKE)
+        feeds = [network.feed([ids[i] for i in batch]) for batch in batches]
+
+        async def compute() -> None:
+            await asyncio.gather(*(self._work(network.states, feed) for feed in feeds))
+
+        return compute
 
     async def close(self) -> None:
         """Finish the batches at work, then let the threads and the network go."""
@@ -160,10 +181,9 @@ class _Network:
         Raises:
             ModelFailed: the network broke or gave what is not a vector.
         """
-        ids, mask = pad(rows)
-        feed: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        feed = self.feed(rows)
         try:
-            (states,) = self._session.run(["last_hidden_state"], feed)
+            states, mask = self.states(feed), feed["attention_mask"]
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             raise ModelFailed(
                 f"The embedded model failed on a batch of {len(rows)} texts ({type(error).__name__}).",
@@ -173,6 +193,17 @@ class _Network:
         if not np.isfinite(vectors).all():
             raise ModelFailed("The embedded model gave a vector that is not finite.", reason="bad_reply")
         return vectors
+
+    @staticmethod
+    def feed(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return the network's inputs for one batch of token ids."""
+        ids, mask = pad(rows)
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    def states(self, feed: dict[str, Any]) -> Any:
+        """Return the state of every token, shape ``(rows, tokens, 384)``; raises as ONNX Runtime does."""
+        (states,) = self._session.run(["last_hidden_state"], feed)
+        return states
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
