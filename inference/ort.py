@@ -22,6 +22,8 @@ from inference import minilm
 from inference.embedder import Limits, Vectors
 from inference.errors import ModelFailed, ModelMisconfigured, ModelUnavailable
 from inference.packing import pack
+from inference.pooling import pad, pool, unit
+from inference.tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -146,7 +148,7 @@ class OrtEmbedder:
 class _Network:
     """The loaded network and its tokenizer; every method may run in any thread."""
 
-    def __init__(self, session: InferenceSession, tokens: minilm.WordPieces) -> None:
+    def __init__(self, session: InferenceSession, tokens: ModelTokenizer) -> None:
         self._session = session
         self.tokens = tokens
 
@@ -173,7 +175,7 @@ class _Network:
         options.log_severity_level = 3
         weights = minilm.read_proved(minilm.weights_file(), minilm.WEIGHTS_SHA256)
         session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
-        return cls(session, minilm.WordPieces.load())
+        return cls(session, minilm.load_tokenizer())
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """Return the vectors of one batch of token ids, shape ``(rows, 384)``.
@@ -189,7 +191,7 @@ class _Network:
                 f"The embedded model failed on a batch of {len(rows)} texts ({type(error).__name__}).",
                 reason="internal",
             ) from error
-        vectors = mean_of_tokens(states, mask)
+        vectors = unit(pool(states, mask, "mean"))
         if not np.isfinite(vectors).all():
             raise ModelFailed("The embedded model gave a vector that is not finite.", reason="bad_reply")
         return vectors
@@ -204,34 +206,6 @@ class _Network:
         """Return the state of every token, shape ``(rows, tokens, 384)``; raises as ONNX Runtime does."""
         (states,) = self._session.run(["last_hidden_state"], feed)
         return states
-
-
-def pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return token ids and attention mask, int64, each of shape ``(rows, longest row)``; 0 is the padding."""
-    longest = max(map(len, rows))
-    ids = np.zeros((len(rows), longest), np.int64)
-    mask = np.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-def mean_of_tokens(states: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> Vectors:
-    """Average token states over the real tokens and scale to norm 1, as the model was trained.
-
-    Args:
-        states: float32, shape ``(rows, tokens, dimension)``.
-        mask: 1 for a token, 0 for padding, shape ``(rows, tokens)``, at least one token a row.
-
-    Returns:
-        Shape ``(rows, dimension)``.
-    """
-    # The mean's divisor cancels in the norm, so the sum will do.
-    vectors: Vectors = np.matmul(mask.astype(np.float32)[:, None, :], states)[:, 0, :]
-    norms = np.sqrt(np.vecdot(vectors, vectors))[:, None]
-    vectors /= np.maximum(norms, np.finfo(np.float32).tiny)
-    return vectors
 
 
 def usable_cores() -> int:
