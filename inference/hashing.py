@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import shake_256
 
 import numpy as np
@@ -57,6 +57,14 @@ class HashEmbedder:
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
             return hash_vectors(texts, self.dimension)
         return await asyncio.get_running_loop().run_in_executor(None, hash_vectors, texts, self.dimension)
+
+    def bare(self, texts: Sequence[str]) -> Callable[[], Awaitable[object]]:
+        """Return the bare loop's body: the digests of ``texts``, and nothing around them."""
+
+        async def compute() -> Vectors:
+            return hash_vectors(texts, self.dimension)
+
+        return compute
 
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -364,7 +364,7 @@ async def test_a_long_pause_is_the_callers_and_holds_back_everybody(api, started
     assert caught.value.retry_after_s == 20 and caught.value.reason == "rate_limited"
     with pytest.raises(ModelOverloaded) as caught:
         await started.embed(["b"])
-    assert 19 < caught.value.retry_after_s <= 20
+    assert 19 < (caught.value.retry_after_s or 0) <= 20
     assert len(api.asked) == 1
 
 
