@@ -6,8 +6,9 @@ import pytest
 from inference.contract import ModelOptions
 from inference.embedder import Embedder
 from inference.minilm import TOKENIZER_FILE
-from inference.registry import make_embedder
+from inference.registry import ApiOptions, make_embedder
 from inference.testing import FakeModel, FakeTriton
+from inference.testing_api import FakeApi
 from inference.testing_http import FakeTritonHttp
 
 NETWORK = FakeModel(
@@ -25,14 +26,19 @@ SERVERS: dict[str, Callable[[], FakeTriton | FakeTritonHttp]] = {
     "triton-tokens-http": lambda: FakeTritonHttp(NETWORK),
 }
 LOCAL = ("hash", "ort")
+APIS = ("openai", "cohere")
 
 
-@pytest.fixture(params=[*LOCAL, *SERVERS])
+@pytest.fixture(params=[*LOCAL, *APIS, *SERVERS])
 async def unstarted(request: pytest.FixtureRequest) -> AsyncIterator[Embedder]:
     """An embedder of each runtime and each way to reach it, not started; what it needs is running."""
     async with AsyncExitStack() as stack:
         if request.param in LOCAL:
             embedder: Embedder = make_embedder(request.param, "all-minilm-l6-v2")
+        elif request.param in APIS:
+            api = await stack.enter_async_context(FakeApi())
+            urls = ApiOptions(openai_url=api.url, cohere_url=api.url)
+            embedder = make_embedder(request.param, "fake", request_timeout_s=20, api=urls)
         else:
             server: FakeTriton | FakeTritonHttp = await stack.enter_async_context(SERVERS[request.param]())
             options = ModelOptions(tokenizer=TOKENIZER_FILE)
