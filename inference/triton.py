@@ -165,6 +165,26 @@ class TritonEmbedder:
         """
         return await self._embed(len(contents), lambda contract: self._files(contract, contents, bulk))
 
+    def bare(self, texts: Sequence[str]) -> Callable[[], Awaitable[object]]:
+        """Return the bare loop's body: one ready-made request to the next server, the reply not looked at.
+
+        Raises:
+            ModelUnavailable: :meth:`start` has not succeeded yet.
+            ModelMisconfigured: the model takes files.
+        """
+        contract, tokenizer = self._contract, self._tokenizer
+        if contract is None:
+            raise self._not_started()
+        tensor = contract.input("text")
+        if tokenizer is not None:
+            ids, mask = pad(tokenizer.encode(texts), tokenizer.padding, contract.tokens)
+            request = kserve.tokens_request(self.model, contract, ids, mask)
+        elif tensor is not None and not self._files_only:
+            request = kserve.bytes_request(self.model, contract, tensor, kserve.encode_texts(texts))
+        else:
+            raise ModelMisconfigured(f"Model {self.model} takes files, not texts.", reason="bad_contract")
+        return lambda: self._call("ModelInfer", request)
+
     async def close(self) -> None:
         """Close the connections; requests in flight fail as unavailable."""
         members, self._members = self._members, None

@@ -118,3 +118,20 @@ async def test_close_may_come_first_and_twice(unstarted):
 async def test_start_may_come_twice(embedder):
     await embedder.start()
     assert (await embedder.embed(["still here"])).shape == (1, 384)
+
+
+async def test_the_bare_loop_runs_as_often_as_one_likes(embedder):
+    call = embedder.bare(["one", "two words"])
+    assert call is not None
+    await asyncio.gather(call(), call())
+    await call()
+
+
+async def test_usage_counts_rows_tokens_and_failures(embedder):
+    before = embedder.usage.rows, embedder.usage.tokens
+    await embedder.embed(["one", "two words"])
+    assert embedder.usage.rows - before[0] == 2 and embedder.usage.tokens > before[1]
+    await embedder.close()
+    with pytest.raises(EmbedError) as caught:
+        await embedder.embed(["late"])
+    assert embedder.usage.failures == {caught.value.reason: 1}
