@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,8 @@ from cdc.status import EngineStatus
 from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 from inference import errors
+from inference.address import Access
+from inference.contract import ModelOptions
 from inference.embedder import Embedder, Limits
 from inference.front import Front
 from inference.packing import pack
@@ -42,6 +45,8 @@ Progress = Callable[[str, int, int], None]
 """(pipeline, rows done, rows in all)."""
 
 _FAILURES: tuple[tuple[type[errors.EmbedError], Failure], ...] = (
+    (errors.ModelOverloaded, Failure.OVERLOADED),
+    (errors.ModelSilent, Failure.SILENT),
     (errors.ModelUnavailable, Failure.UNAVAILABLE),
     (errors.RequestTooLarge, Failure.TOO_LARGE),
     (errors.TextRefused, Failure.REFUSED),
@@ -76,9 +81,9 @@ class EmbedderModel:
         )
         return self._embedder.dimension
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return one vector per text, in order."""
-        return await self._guard(self._embedder.embed(texts, query=query))
+        return await self._guard(self._embedder.embed(texts, query=query, bulk=bulk))
 
     def tokens(self, size: int) -> int:
         """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""
@@ -119,6 +124,19 @@ def make_runtime(settings: Settings) -> Front:
             settings.model,
             triton_urls=[url for url in settings.triton_url.split(",") if url],
             request_timeout_s=settings.request_timeout_s,
+            access=Access(
+                ca_file=settings.triton_ca_file,
+                cert_file=settings.triton_cert_file,
+                key_file=settings.triton_key_file,
+                headers=settings.triton_metadata,
+            ),
+            options=ModelOptions(
+                pooling=settings.pooling,
+                normalize={"auto": None, "on": True, "off": False}[settings.normalize],
+                tokenizer=Path(settings.tokenizer) if settings.tokenizer else None,
+                max_tokens=settings.max_tokens or None,
+                output=settings.model_output,
+            ),
             api=ApiOptions(
                 openai_url=settings.openai_url,
                 openai_key=settings.openai_key,
@@ -153,6 +171,7 @@ def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> E
             queue_bytes=settings.queue_bytes,
             queue_rows=settings.queue_rows,
             inflight=settings.inflight,
+            most_inflight=settings.most_inflight,
             tuning=tuning,
         ),
         PostgresRegistry(settings),
@@ -237,6 +256,8 @@ def run(settings: Settings, serve: Serve | None = None) -> int:
     secrets = [
         settings.http_token,
         settings.openai_key,
+        settings.triton_token,
+        *settings.triton_metadata.values(),
         settings.cohere_key,
         str(parse_dsn(settings.database_url).get("password", "")),
     ]

@@ -22,6 +22,8 @@ from cdc.errors import ConfigError
 
 PREFIX: Final = "WALVEC_"
 RUNTIMES: Final = ("triton", "ort", "openai", "cohere", "hash")
+MOST_INFLIGHT: Final = 16
+RECIPE: Final = ("document_prefix", "input_type", "max_tokens", "model_output", "normalize", "pooling")
 VECTOR_TYPES: Final = ("vector", "halfvec", "real[]")
 
 
@@ -95,7 +97,45 @@ class Settings:
         "", values.triton_urls, "Triton: grpc://host:port, grpcs://, http:// or https://. Several are used in turn.",
         group=_MODEL, shown="–",
     )  # fmt: skip
+    triton_ca_file: str = _setting(
+        "", values.file, "PEM file of the authority that Triton's certificate must be of.",
+        group=_MODEL, shown="the system's, for gRPC gRPC's own",
+    )  # fmt: skip
+    triton_cert_file: str = _setting(
+        "", values.file, "PEM file of the certificate to show to Triton.", group=_MODEL, shown="–"
+    )
+    triton_key_file: str = _setting(
+        "", values.file, "PEM file of that certificate's key, without a passphrase.", group=_MODEL, shown="–"
+    )
+    triton_token: str = _setting(
+        "", values.token, "Bearer token to send to Triton.", group=_MODEL, secret=True, shown="–"
+    )
+    triton_headers: str = _setting(
+        "", values.headers, "Headers to send to Triton: name=value, one a line or with commas between.",
+        group=_MODEL, secret=True, shown="–",
+    )  # fmt: skip
     model: str = _setting("all-minilm-l6-v2", values.text, "The model's name on the runtime.", group=_MODEL)
+    model_output: str = _setting(
+        "", values.text, "The output to take, where a model on Triton has several.", group=_MODEL,
+        shown="the only one, or the usual one",
+    )  # fmt: skip
+    tokenizer: str = _setting(
+        "", values.file, "The model's tokenizer.json, for models on Triton that want token ids.",
+        group=_MODEL, shown="–",
+    )  # fmt: skip
+    pooling: str = _setting(
+        "auto", values.choice("auto", "none", "mean", "cls", "last"),
+        "How a model's token states on Triton become a vector: mean of all, the first, the last; none: it gives a "
+        "vector itself; auto: none where it does, else mean.", group=_MODEL,
+    )  # fmt: skip
+    normalize: str = _setting(
+        "auto", values.choice("auto", "on", "off"),
+        "Whether vectors from Triton are scaled to length 1; auto: where they are pooled here.", group=_MODEL,
+    )  # fmt: skip
+    max_tokens: int = _setting(
+        "0", values.integer(0, 1 << 20), "Tokens of a text that a model on Triton reads; 0: what its tokenizer says, "
+        "else 512.", group=_MODEL,
+    )  # fmt: skip
     query_prefix: str = _setting(
         "", values.text, "Put before questions; none: nothing.", group=_MODEL, shown="what the model is known to want"
     )
@@ -122,7 +162,12 @@ class Settings:
         "", values.choice("search_document", "search_query", "classification", "clustering"),
         "What the cohere runtime is told of every text.", group=_MODEL, shown="document or question, by use",
     )  # fmt: skip
-    inflight: int = _setting("4", values.integer(1, 1024), "Embedding requests in flight.", group=_MODEL)
+    inflight: int = _setting("4", values.integer(1, 1024), "Embedding requests in flight, to begin with.", group=_MODEL)
+    inflight_max: int = _setting(
+        "0", values.integer(0, 1024), "Most embedding requests in flight: they grow in number while the model answers "
+        "as fast, and halve when its queue is full.",
+        group=_MODEL, shown="`WALVEC_INFLIGHT` where that is set, else 16",
+    )  # fmt: skip
     request_timeout_s: float = _setting(
         "30", values.number(0.1, 3600), "Seconds for one embedding request.", group=_MODEL
     )
@@ -165,6 +210,25 @@ class Settings:
     def __repr__(self) -> str:
         """Name no value, so that no traceback or log line can hold a secret."""
         return f"<Settings publication={self.publication!r} slot={self.slot!r} schema={self.schema!r}>"
+
+    @property
+    def most_inflight(self) -> int:
+        """How far the requests in flight may grow."""
+        adaptive = self.origins.get("inflight", "default") == "default"
+        return self.inflight_max or (max(self.inflight, MOST_INFLIGHT) if adaptive else self.inflight)
+
+    @property
+    def triton_metadata(self) -> dict[str, str]:
+        """The headers for Triton, the bearer token among them."""
+        token = {"authorization": f"Bearer {self.triton_token}"} if self.triton_token else {}
+        return {**token, **dict(values.header_pairs(self.triton_headers))}
+
+    @property
+    def recipe(self) -> str:
+        """The model, and all else that its vectors depend on, where it is set. Part of every source hash."""
+        set_here = [(name, getattr(self, name)) for name in RECIPE]
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        return "\0".join([self.model, *(f"{name}={value}" for name, value in set_here if value != usual[name])])
 
     @property
     def http_address(self) -> tuple[str, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from cdc.errors import ConfigError
@@ -108,6 +109,35 @@ def http_url(text: str) -> str:
     """Parse the base URL of a web API. A password has no place in it."""
     if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
         raise ValueError("https://host, http://host:port, or one with a path")
+    return text
+
+
+def headers(text: str) -> str:
+    """Parse HTTP headers, ``name=value``, one a line or with commas between."""
+    for name, value in header_pairs(text):
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[ -~]+", value):
+            raise ValueError("name=value, one a line or with commas between")
+    return text
+
+
+def header_pairs(text: str) -> list[tuple[str, str]]:
+    """Return the names and values of headers as :func:`headers` takes them."""
+    lines = text.splitlines() if "\n" in text else text.split(",")
+    parts = (line.partition("=") for line in lines if line.strip())
+    return [(name.strip(), value.strip()) for name, _, value in parts]
+
+
+def token(text: str) -> str:
+    """Parse a bearer token."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("a token of printable ASCII with no blank")
+    return text
+
+
+def file(text: str) -> str:
+    """Parse the path of a file or folder that is there."""
+    if not Path(text).exists():
+        raise ValueError("the path of a file that is there")
     return text
 
 

@@ -386,8 +386,8 @@ class Model(Protocol):
         """Reach the model; return the dimension of its vectors. Raises EmbedFailed."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
-        """Return one vector per text, in order. Raises EmbedFailed."""
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
+        """Return one vector per text, in order; others may pass ``bulk`` work. Raises EmbedFailed."""
         ...
 
     def tokens(self, size: int) -> int:

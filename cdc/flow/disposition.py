@@ -12,7 +12,9 @@ from enum import Enum
 class Failure(Enum):
     """Why a request failed."""
 
-    UNAVAILABLE = "unavailable"  # down, silent, unloaded, overloaded
+    UNAVAILABLE = "unavailable"  # down, unloaded
+    OVERLOADED = "overloaded"  # up, but its queue is full
+    SILENT = "silent"  # no answer in time: down, or too much was asked of it
     TOO_LARGE = "too_large"  # the request, not a row
     REFUSED = "refused"  # the model refuses an input (INVALID_ARGUMENT)
     FAILED = "failed"  # the model broke, or its reply is not what was asked for
@@ -36,7 +38,7 @@ TRIES_TOGETHER = 3
 def dispose(failure: Failure, rows: int, attempts: int, max_attempts: int) -> Action:
     """Return what to do with a request of ``rows`` rows that has now failed ``attempts`` times."""
     match failure:
-        case Failure.UNAVAILABLE:
+        case Failure.UNAVAILABLE | Failure.OVERLOADED | Failure.SILENT:
             return Action.WAIT
         case Failure.MISCONFIGURED:
             return Action.STOP

@@ -53,6 +53,10 @@ class RegistrySettings(setup.SetupSettings, Protocol):
         """The model's name."""
 
     @property
+    def recipe(self) -> str:
+        """The model, and all else that its vectors depend on, where it is set."""
+
+    @property
     def index(self) -> str:
         """``hnsw`` or ``off``."""
 
@@ -261,7 +265,7 @@ class PostgresRegistry:
         if width is None:
             raise ModelUnknown(f"Pipeline {name} waits for the model, which has not answered yet.")
         destination = await self._destination(row, source, width)
-        config = fingerprint(self._settings.model, width)
+        config = fingerprint(self._settings.recipe, width)
         reason = _why_scan(row, table, config)
         if destination.made and not reason:
             reason = "the destination was missing"

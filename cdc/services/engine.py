@@ -67,6 +67,7 @@ class EngineSettings:
     queue_bytes: int
     queue_rows: int
     inflight: int
+    most_inflight: int
     tuning: Tuning
 
 
@@ -96,7 +97,7 @@ class Engine:
         self._held: tuple[Commit | None, float] = (None, 0.0)
         self._looked = 0.0
         self._spiller: asyncio.Task[None] | None = None
-        self.gate = ModelGate(model, settings.inflight, observer)
+        self.gate = ModelGate(model, settings.inflight, observer, settings.most_inflight)
         budget = Budget(settings.queue_bytes, settings.queue_rows)
         self.intake = Intake(threading.Lock(), budget, observer, self._marked, self._heard)
         self.fleet = Fleet(registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set)

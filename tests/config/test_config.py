@@ -28,7 +28,18 @@ CONTRACT_DEFAULTS = {
     "cohere_key": "",
     "dimensions": 0,
     "input_type": "",
+    "triton_ca_file": "",
+    "triton_cert_file": "",
+    "triton_key_file": "",
+    "triton_token": "",
+    "triton_headers": "",
+    "model_output": "",
+    "tokenizer": "",
+    "pooling": "auto",
+    "normalize": "auto",
+    "max_tokens": 0,
     "inflight": 4,
+    "inflight_max": 0,
     "request_timeout_s": 30.0,
     "max_attempts": 8,
     "queue_bytes": 64 * 1024 * 1024,
@@ -71,6 +82,9 @@ def test_every_setting_reads_its_variable_and_its_flag():
         "index": "off", "log_level": "debug", "log_format": "json",
         "query_prefix": "q: ", "document_prefix": "none", "openai_url": "http://tei:8080/v1", "openai_key": "sk",
         "cohere_url": "https://c", "cohere_key": "co", "dimensions": "256", "input_type": "clustering",
+        "triton_ca_file": __file__, "triton_cert_file": __file__, "triton_key_file": __file__, "triton_token": "t",
+        "triton_headers": "x-a=b", "model_output": "o", "tokenizer": __file__, "pooling": "cls", "normalize": "on",
+        "max_tokens": "256", "inflight_max": "9",
     }  # fmt: skip
     assert set(samples) == {s.field for s in config.table()}
     by_env = config.load({f"WALVEC_{name.upper()}": value for name, value in samples.items()})
@@ -86,6 +100,36 @@ def test_runtime_follows_the_triton_url():
     assert config.load({"WALVEC_TRITON_URL": "grpc://h:8001"}).runtime == "triton"
     assert config.load({"WALVEC_TRITON_URL": "grpc://h:8001", "WALVEC_RUNTIME": "ort"}).runtime == "ort"
     assert "WALVEC_TRITON_URL" in refused({"WALVEC_RUNTIME": "triton"})
+
+
+def test_requests_in_flight_grow_only_where_nobody_set_them():
+    assert config.load({}).most_inflight == 16
+    assert config.load({"WALVEC_INFLIGHT": "1"}).most_inflight == 1
+    assert config.load({"WALVEC_INFLIGHT": "2", "WALVEC_INFLIGHT_MAX": "8"}).most_inflight == 8
+
+
+def test_headers_for_triton(tmp_path):
+    file = tmp_path / "headers"
+    file.write_text("x-team = search\nauthorization=Basic a,b==\n")
+    settings = config.load({"WALVEC_TRITON_HEADERS_FILE": str(file), "WALVEC_TRITON_TOKEN": "t"})
+    assert settings.triton_metadata == {"authorization": "Basic a,b==", "x-team": "search"}
+    assert config.load({"WALVEC_TRITON_HEADERS": "a=1, b=2"}).triton_metadata == {"a": "1", "b": "2"}
+    assert config.load({"WALVEC_TRITON_TOKEN": "t"}).triton_metadata == {"authorization": "Bearer t"}
+    for bad in ("secret", "na me=secret", "a=se\tcret"):
+        message = refused({"WALVEC_TRITON_HEADERS": bad})
+        assert "name=value" in message and "cret" not in message
+
+
+def test_files_that_are_not_there_are_named():
+    assert "a file that is there" in refused({"WALVEC_TOKENIZER": "/nowhere/tokenizer.json"})
+
+
+def test_what_changes_the_vectors_changes_the_recipe():
+    assert config.load({"WALVEC_MODEL": "m", "WALVEC_QUERY_PREFIX": "q: "}).recipe == "m"
+    recipes = {config.load({f"WALVEC_{name}": value}).recipe for name, value in [
+        ("POOLING", "cls"), ("NORMALIZE", "on"), ("DOCUMENT_PREFIX", "d: "), ("MAX_TOKENS", "64"), ("MODEL", "m"),
+    ]}  # fmt: skip
+    assert len(recipes) == 5 and config.load({}).recipe not in recipes
 
 
 def test_a_flag_wins_over_the_environment_and_says_so():
@@ -179,7 +223,8 @@ def test_nothing_shown_or_printed_holds_a_secret():
 def test_units_are_in_the_names_of_quantities():
     unit = re.compile(r"_(rows|tokens|ms|s|bytes)$")
     quantities = {name for name, value in CONTRACT_DEFAULTS.items() if isinstance(value, (int, float))}
-    assert {name for name in quantities if not unit.search(name)} == {"inflight", "max_attempts", "dimensions"}  # counts
+    counts = {"inflight", "inflight_max", "max_attempts", "dimensions"}
+    assert {name for name in quantities if not unit.search(name)} == counts
 
 
 def test_the_documentation_is_current():
