@@ -36,7 +36,7 @@ PORTS: Final = range(12_000, 20_000)  # below PostgreSQL's in cluster.py, and be
 SHARED_MEMORY: Final = Path("/dev/shm")
 _EXIT_TIMEOUT_S: Final = 5
 # When its standard input closes, because the owner is done or dead: end the server's whole session.
-_GUARD: Final = 'read -r _; kill -9 -- "-$1" 2>/dev/null; rm -f -- "$2"*'
+_GUARD: Final = 'read -r _; kill -9 "-$1" 2>/dev/null; rm -f -- "$2"*'
 
 
 class TritonError(WalvecError):
