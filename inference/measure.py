@@ -22,7 +22,7 @@ from inference.front import Front
 SHORT, LONG = 12, 128
 """Tokens of a text, the two marks around it included."""
 SIZES = (1, 4, 16, 64, 256)
-ROUNDS = 3
+ROUNDS = 5
 POOL = 2_048
 """Different texts, at most; they are used again and again."""
 READY_MADE = 16
@@ -62,7 +62,7 @@ class Effort:
     """How much to measure: texts and seconds bound each round of each size; ``inflight`` requests are under way."""
 
     texts: int = 10_000
-    seconds: float = 0.5
+    seconds: float = 0.3
     inflight: int = 4
     max_rows: int = 256
     max_tokens: int = 16_384
