@@ -3,14 +3,15 @@
 SHELL := /bin/sh
 BIN   := .venv/bin
 STAMP := .venv/.complete
+TRITON := .venv-triton/.complete
 # Two workers use both cores of a small machine; each has its own servers. WORKERS=0 runs in one process.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench fuzz chaos sim clean postgres15
+.PHONY: help setup setup-triton demo test test-triton check bench bench-triton bench-gpu fuzz chaos sim clean postgres15
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) postgres15 ## install everything: .venv/ with the walvec command, and PostgreSQL 15 for the tests
 	@echo "Ready: $(BIN)/walvec --help, make demo, make test"
@@ -18,7 +19,7 @@ setup: $(STAMP) postgres15 ## install everything: .venv/ with the walvec command
 demo: $(STAMP) ## real rows, changed live, embedded and searched in a PostgreSQL of its own; KEEP=1 leaves it running
 	@$(BIN)/walvec demo $(if $(KEEP),--keep)
 
-test: check postgres15 ## check, then every test, on PostgreSQL 15 and 18
+test: check postgres15 $(TRITON) ## check, then every test, on PostgreSQL 15 and 18 and a real Triton
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP) ## style, types, arrows between packages, links, and the documentation made from code
@@ -42,8 +43,20 @@ chaos: $(STAMP) postgres15 ## kill -9 the consumer CHAOS_KILLS (200) times under
 sim: $(STAMP) postgres15 ## SIM_EXAMPLES (1000) random histories against an oracle
 	SIM_EXAMPLES=$(or $(SIM_EXAMPLES),1000) $(BIN)/pytest tests/sim --timeout=0
 
+setup-triton: $(TRITON) ## install a Triton server into .venv-triton/ (360 MB; no docker, no GPU)
+
+test-triton: $(STAMP) $(TRITON) ## the tests that start the real Triton: its faults, and the whole way through it
+	$(BIN)/pytest tests/triton
+
+bench-triton: $(STAMP) $(TRITON) ## rows/s beside a bare client of the same Triton, padding, recovery after an outage
+	$(BIN)/python -m cdc.bench_triton $(BENCH)
+
+bench-gpu: $(STAMP) $(TRITON) ## Triton with a MiniLM-sized model on a GPU, beside the bare model loop
+	@! command -v nvidia-smi >/dev/null || GPU=1 tools/setup_triton.sh
+	@$(BIN)/python -m cdc.bench_gpu
+
 clean: ## remove what was made here: the environment, caches, builds, the demo's data
-	rm -rf .venv .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-triton .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find cdc inference tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 postgres15:
@@ -52,3 +65,6 @@ postgres15:
 $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh venv
 	@touch $@
+
+$(TRITON): constraints.txt tools/setup_triton.sh
+	@tools/setup_triton.sh

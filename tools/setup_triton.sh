@@ -2,7 +2,8 @@
 # A real Triton Inference Server without docker and without a GPU, in an environment of its own: `.venv-triton/`.
 # The server comes in the nvidia-pytriton wheel (Triton 2.51, the newest that PyPI has); of pytriton itself nothing is
 # used. The environment needs NumPy 1: with NumPy 2 that server's Python backend reads tensors with stride 0, silently.
-# ONNX Runtime and the tokenizer are those of walvec itself, so that vectors can be compared bit for bit.
+# ONNX Runtime and the tokenizer are those of walvec itself, so that vectors can be compared bit for bit. GPU=1 adds
+# PyTorch, for `make bench-gpu`.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -34,6 +35,16 @@ $pip 'numpy==1.26.4' "$(pinned onnxruntime)" "$(pinned tokenizers)" ||
     fail "pip could not install ONNX Runtime, see above: is a package index reachable?"
 # Its own dependencies are those of the Python API, which is not used.
 $pip --no-deps 'nvidia-pytriton==0.7.0' || fail "pip could not install the Triton server, see above."
+
+# `make bench-gpu` needs PyTorch: that of $PYTHON where it has one (NumPy 1 of this environment goes before its own).
+if [ "${GPU:-}" = 1 ] && ! "$target/bin/python" -c 'import torch' 2>/dev/null; then
+    where=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null || true)
+    if [ -n "$where" ]; then
+        echo "$where" >"$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/torch.pth"
+    else
+        $pip torch 'numpy==1.26.4' || fail "pip could not install PyTorch, see above."
+    fi
+fi
 
 # The wheel keeps the stub, the process in which a Python model runs, apart from the backend; the server wants one place.
 site=$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
