@@ -145,6 +145,8 @@ class DirtyKeys:
         """Take ``key`` up from the durable queue, unless it is known already; tell whether it was taken."""
         if self._is_known(key):
             return False
+        if key in self._found:
+            self._release(self._found.pop(key))
         claim.outstanding += 1
         self._filling[key] = Entry(Kind.REREAD, None, claim, 0)
         self._budget.rows += 1
@@ -154,10 +156,15 @@ class DirtyKeys:
         """Note that a scan found ``key`` to differ, with this text (None: read it when its turn comes)."""
         old = self._pending(key)
         if old is not None:  # the pending change may carry an older text than the scan saw: look again
-            self._replace(key, self._forget_text(old, old if isinstance(old, Commit) else old.receipt))
+            receipt = old if isinstance(old, Commit) else old.receipt
+            if isinstance(receipt, Claim):  # of an earlier scan, which nobody waits for any more
+                receipt.outstanding -= 1
+                claim.outstanding += 1
+                receipt = claim
+            self._replace(key, self._forget_text(old, receipt))
             return
         if key in self._found:
-            return
+            self._release(self._found.pop(key))
         budget, size = self._budget, len(text) if text is not None else 0
         fits = budget.text_bytes + size <= budget.max_text_bytes
         claim.outstanding += 1
@@ -236,6 +243,13 @@ class DirtyKeys:
             work.receipt.outstanding -= 1
             return
         again = work.kind if kind is None else kind
+        found = self._found.get(key)
+        if found is not None:  # a scan has looked since this work was taken
+            if again is Kind.FOUND:
+                work.receipt.outstanding -= 1
+                return
+            self._release(self._found.pop(key))
+            again = Kind.REREAD
         keep = again is not Kind.REREAD
         entry = Entry(again, work.text if keep else None, work.receipt, work.since_us)
         if again is Kind.FOUND:
@@ -251,15 +265,19 @@ class DirtyKeys:
         They count as in flight meanwhile, so that none is embedded while it is being moved.
         """
         works: list[Work] = []
+        queued: dict[Key, Value] = {}  # in the durable queue already
         while len(works) < rows:
             key, value = self._next()
             if value is None:
                 break
             if key in self._inflight:
                 self._held[key] = value
-                continue
-            self._inflight.add(key)
-            works.append(self._work(key, value))
+            elif isinstance(value, Entry) and isinstance(value.receipt, Claim):
+                queued[key] = value
+            else:
+                self._inflight.add(key)
+                works.append(self._work(key, value))
+        self._filling.update(queued)
         return works
 
     def clear(self) -> None:
@@ -298,7 +316,8 @@ class DirtyKeys:
     @property
     def rows(self) -> int:
         """Unique keys that are pending or in flight."""
-        return self.stream_rows + self.found_rows + len(self._inflight) - len(self._held)
+        twice = sum(1 for key in self._inflight if key in self._found or self._pending(key) is not None)
+        return self.stream_rows + self.found_rows + len(self._inflight) - twice
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ class Pipeline:
         self._windows: set[asyncio.Task[None]] = set()
         self._scanning = asyncio.Event()
         self._asked: str | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._loaded = Claim()
         if progress.reason is not None:
             self._scanning.set()
         self.writer = Writer(desk, target, observer, self._settled)
@@ -129,9 +131,10 @@ class Pipeline:
             for finished in done:
                 finished.result()
         finally:
-            for task in (*parts, *self._windows):
+            tasks = [*parts, *self._windows, *([self._loading] if self._loading is not None else [])]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*parts, *self._windows, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._failure.cancel()
 
     async def _dispatch(self) -> None:
@@ -144,11 +147,11 @@ class Pipeline:
                     await self._gate.ready()
                 if self._tuning.batch_delay_s and len(self._windows) > 0:
                     await asyncio.sleep(self._tuning.batch_delay_s)
+                self._load_soon()
                 works, priority = self._take()
-                if not works and not await self._load():
+                if not works:
                     break
-                if works:
-                    self._start(works, priority)
+                self._start(works, priority)
 
     def _take(self) -> tuple[list[Work], Priority]:
         rows = self._tuning.batch_rows * BATCHES_PER_WINDOW
@@ -225,17 +228,25 @@ class Pipeline:
 
     # -- the durable queue ------------------------------------------------------------------------------------------
 
-    async def _load(self) -> bool:
-        """Take a page of the durable queue up, if there is nothing else to do; tell whether there was one."""
-        if not self.queued or self.desk.dirty.rows or self._windows:
-            return False
+    def _load_soon(self) -> None:
+        """Have a page of the durable queue taken up once the last one is done, however busy the stream is.
+
+        Its keys stand in line with the stream's, so neither starves the other.
+        """
+        busy = self._loading is not None and not self._loading.done()
+        if self.queued and not busy and not self._loaded.outstanding:
+            self._loading = asyncio.create_task(self._load(), name=f"{self.desk.name} load")
+            self._loading.add_done_callback(self._window_done)
+
+    async def _load(self) -> None:
         keys = await self._patiently(lambda: self.target.dequeue(QUEUE_PAGE))
-        if not keys:
-            return False
+        self._loaded = Claim(max((lsn for _, lsn in keys), default=0))
         with self.desk.lock:
-            for key, lsn in keys:
-                self.desk.dirty.load(key, Claim(lsn))
-        return True
+            for key, _ in keys:
+                self.desk.dirty.load(key, self._loaded)
+        if not keys:  # leased by others, or the count is off: look again
+            await asyncio.sleep(1.0)
+            self.queued = await self._patiently(self.target.queued)
 
     async def spill(self) -> int:
         """Move a page of pending stream keys to the durable queue, so that their WAL can be acknowledged."""
