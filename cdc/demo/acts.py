@@ -182,15 +182,16 @@ def leave_alone(screen: Screen, stage: Stage) -> None:
     screen.step("What does not change the text costs no embedding")
     update = "UPDATE docstrings SET signature = '(…)';"
     screen.code(update)
-    before = stage.counter("walvec_rows_embedded_total")
+    names = ("walvec_rows_embedded_total", "walvec_skipped_unchanged_total")
+    before = [stage.counter(name) for name in names]
     began = time.monotonic()
     rows = stage.connection.execute(update).rowcount
     stage.sync()
     seconds = time.monotonic() - began
-    embedded = stage.counter("walvec_rows_embedded_total") - before
-    if embedded:
-        raise Disappointed(f"{embedded:,} rows were embedded again although their text did not change.")
-    screen.say(f"{rows:,} rows updated, 0 embedded; in sync again after {seconds:.1f} s.")
+    embedded, skipped = (stage.counter(name) - was for name, was in zip(names, before, strict=True))
+    if embedded or skipped != rows:
+        raise Disappointed(f"Of {rows:,} rows whose text did not change, {embedded:,} were embedded again.")
+    screen.say(f"{rows:,} rows updated, {skipped:,} hashes found equal, 0 embedded; in sync after {ms(seconds)}.")
 
 
 def ask(screen: Screen, stage: Stage, questions: dict[str, str]) -> None:

@@ -20,8 +20,8 @@ def own_database(screen: Screen) -> None:
         f"{_command()} run",
     )
     screen.say(
-        f"`{_command()} doctor` says what the server still lacks, and the SQL that mends it. The model runs in process; "
-        "with WALVEC_TRITON_URL set, a Triton server computes the vectors."
+        f"`{_command()} doctor` says what the server still lacks, and the SQL that mends it. The model runs "
+        "in process; with WALVEC_TRITON_URL set, a Triton server computes the vectors."
     )
 
 
@@ -34,12 +34,12 @@ def stay(screen: Screen, stage: Stage) -> None:
     url = stage.write_private("url", stage.url)
     screen.step("Still running; Ctrl-C stops and removes it")
     screen.say(f"Status page   http://{stage.address}/", f"Metrics       http://{stage.address}/metrics")
-    screen.say("The database's address is in a file, for walvec and for psql:")
+    screen.say("In another terminal (the file holds the database's address, password included):")
     screen.code(
         f"export WALVEC_DATABASE_URL_FILE={url}",
         f"{_command()} search {PIPELINE} 'read a zip archive' -k 5",
         f"{_command()} status --watch",
-        f'{_psql(stage)} "$(cat {url})" -c "DELETE FROM docstrings WHERE module = \'zipfile\'"',
+        f'{_psql(stage)} "$(cat $WALVEC_DATABASE_URL_FILE)" -c "DELETE FROM docstrings WHERE module = \'zipfile\'"',
     )
     while True:
         stage.check()

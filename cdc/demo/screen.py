@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 PLAIN_EVERY_S = 10.0
 INDENT = 3
 
@@ -53,12 +53,21 @@ class Screen:
             self._console.print(Text(" " * (INDENT + 2) + line, style="green"), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[str] = ()) -> None:
-        """Print a table; the columns in ``numeric`` are right-aligned, None is an empty cell."""
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            made.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
-        for row in rows:
-            made.add_row(*[Text("" if cell is None else str(cell)) for cell in row])
+        """Print a table; the columns in ``numeric`` are right-aligned, None is an empty cell.
+
+        A single row that is too wide for the screen is turned: a line per column.
+        """
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        width = INDENT + sum(3 + max(map(len, cells)) for cells in zip(columns, *lines, strict=True))
+        if len(lines) == 1 and width > self._console.width:
+            made = Table.grid(padding=(0, 3))
+            lines = [list(line) for line in zip(columns, *lines, strict=True)]
+        else:
+            for column in columns:
+                made.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+        for line in lines:
+            made.add_row(*map(Text, line))
         self._console.print(Padding(made, (0, 0, 0, INDENT), expand=False))
 
     @contextlib.contextmanager

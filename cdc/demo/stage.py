@@ -30,7 +30,8 @@ from cdc.testing.consumer import environment
 
 PIPELINE = "public.docstrings"
 USUAL_PORT = 9464
-STOP_S = 30.0
+STOP_S = 3.0
+"""Seconds that the consumer has to finish before it is killed; nothing of it is kept anyway."""
 
 # Ends the consumer when this process is gone and can no longer do it: the pipe is closed by nobody but the kernel then.
 _GUARD = 'read -r _ || kill "$1"'
