@@ -402,6 +402,7 @@ class Engine:
             pipelines=statuses,
             checks=self._checks(),
             inflight_requests=self.gate.requests,
+            recent_errors=self.fleet.recent_errors(),
         )
         self._observer.publish(self._snapshot)
 

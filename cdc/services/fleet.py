@@ -372,6 +372,10 @@ class Fleet:
             backfill_total=progress.total,
         )
 
+    def recent_errors(self) -> tuple[dict[str, object], ...]:
+        """Return the latest dead letters of all pipelines, without their keys."""
+        return tuple(error for pipeline in self.pipelines for error in pipeline.writer.recent_errors)
+
     async def publish(self, statuses: Sequence[PipelineStatus]) -> None:
         """Write the statuses that have changed into the control schema."""
         changed = []

@@ -145,7 +145,7 @@ class Pipeline:
             while len(self._windows) < WINDOWS and not self.paused:
                 if not self._gate.is_up:
                     await self._gate.ready()
-                if self._tuning.batch_delay_s and len(self._windows) > 0:
+                if self._tuning.batch_delay_s and 0 < self.desk.dirty.stream_rows < self._tuning.batch_rows:
                     await asyncio.sleep(self._tuning.batch_delay_s)
                 self._load_soon()
                 works, priority = self._take()

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import structlog
 
 from cdc.errors import RowRefused, Unavailable
 from cdc.flow.dirty import Kind
 from cdc.flow.disposition import backoff_s
 from cdc.ports import Observer, Target, Write
 from cdc.services.desk import NO_TEXT, Desk
+
+log = structlog.get_logger()
+
+RECENT = 20
+"""Dead letters that are remembered for the status page."""
 
 MAX_ROWS = 4096
 """Rows in one write-back transaction; past a thousand or so, more gain nothing."""
@@ -40,6 +48,7 @@ class Writer:
         self.embeddings = 0
         self.dequeued = 0
         self.buried = 0
+        self.recent_errors: deque[dict[str, object]] = deque(maxlen=RECENT)
 
     async def put(self, write: Write) -> None:
         """Have ``write`` carried out; its works are settled, or back among the dirty keys, when this returns.
@@ -120,6 +129,8 @@ class Writer:
         self.embeddings = written.embeddings
         self.dequeued += written.dequeued
         self.buried += len(write.dead)
+        if write.dead:
+            self._mourn(write)
         refused = {id(work) for work in written.refused}
         with desk.lock:
             for work in write.works:
@@ -130,6 +141,14 @@ class Writer:
             desk.count.persisted(counted)
         self._report(write, refused)
         self._settled()
+
+    def _mourn(self, write: Write) -> None:
+        """Say which rows were set aside, by reason; keys and texts stay out of the log."""
+        for letter in write.dead[-RECENT:]:
+            self.recent_errors.append(
+                {"pipeline": self._desk.name, "message": letter.message, "attempts": letter.attempts}
+            )
+        log.warning("row_dead_lettered", pipeline=self._desk.name, rows=len(write.dead), reason=write.dead[0].category)
 
     def _report(self, write: Write, refused: set[int]) -> None:
         name = self._desk.name
