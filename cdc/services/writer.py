@@ -146,7 +146,14 @@ class Writer:
         """Say which rows were set aside, by reason; keys and texts stay out of the log."""
         for letter in write.dead[-RECENT:]:
             self.recent_errors.append(
-                {"pipeline": self._desk.name, "message": letter.message, "attempts": letter.attempts}
+                {
+                    "pipeline": self._desk.name,
+                    "step": letter.step,
+                    "category": letter.category,
+                    "message": letter.message,
+                    "attempts": letter.attempts,
+                    "last_seen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
             )
         log.warning("row_dead_lettered", pipeline=self._desk.name, rows=len(write.dead), reason=write.dead[0].category)
 
