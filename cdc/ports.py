@@ -195,7 +195,7 @@ class Wanted:
     """A pipeline that should run, as the publication and the control schema have it now.
 
     ``digest`` changes when the pipeline must be made anew; ``storage`` when its rows may have changed with no event.
-    ``fault`` says why it cannot run.
+    ``fault`` says why it cannot run; ``id`` is its row in the control schema, None while it has none.
     """
 
     name: str
@@ -204,6 +204,7 @@ class Wanted:
     mode: str = "Background"
     paused: bool = False
     fault: WalvecError | None = None
+    id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ class PostgresRegistry:
         parts = (table.shape, table.streamed_as, row.column if row else None, str(fault or ""))
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         mode, paused = (row.mode, row.paused) if row else ("Background", False)
-        return Wanted(name, digest, table.storage, mode, paused, fault)
+        return Wanted(name, digest, table.storage, mode, paused, fault, None if row is None else row.id)
 
     @staticmethod
     def _source(table: PublishedTable, row: Stored | None) -> Source:
@@ -257,6 +257,7 @@ class PostgresRegistry:
         if row is None:
             await self._register(name, table.table)
         row = await self._stored(name)  # as it is now: what it says of scans and counts may have changed meanwhile
+        await self._run("set_epoch", {"pipeline": row.id, "epoch": self._epoch})
         width = dimension or (row.dimension if row.model == self._settings.model else None)
         if width is None:
             raise ModelUnknown(f"Pipeline {name} waits for the model, which has not answered yet.")
@@ -268,7 +269,6 @@ class PostgresRegistry:
         if reason is not None and row.scan.reason is None:
             await self.need_reconcile(reason, row.id)
         await self._redefine(row, table, source, destination, config, width)
-        await self._run("set_epoch", {"pipeline": row.id, "epoch": self._epoch})
         definition = Definition(
             row.id, name, source, row.target, row.column, destination.vector, self._settings.model, width, config,
             self._epoch, self._settings.schema,

@@ -381,10 +381,11 @@ class Fleet:
         changed = []
         for status in statuses:
             member = self.members.get(status.pipeline)
-            if member is None or member.followed is None:
+            id = None if member is None else member.followed.id if member.followed is not None else member.wanted.id
+            if member is None or id is None:
                 continue
             lag = round(status.lag_seconds, 1)
-            report = PipelineReport(member.followed.id, member.state, status.reason, status.unprocessed_rows, lag)
+            report = PipelineReport(id, member.state, status.reason, status.unprocessed_rows, lag)
             if report != member.reported:
                 member.reported = report
                 changed.append(report)

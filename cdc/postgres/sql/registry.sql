@@ -100,7 +100,9 @@ WHERE id = %(pipeline)s
 UPDATE {schema}.pipelines SET attached = %(attached)s WHERE id = %(pipeline)s
 
 -- name: set_epoch
-UPDATE {schema}.progress SET epoch = %(epoch)s WHERE pipeline_id = %(pipeline)s
+UPDATE {schema}.progress AS g SET epoch = %(epoch)s
+FROM {schema}.pipelines AS p JOIN {schema}.slots AS s ON s.slot = p.slot
+WHERE p.id = %(pipeline)s AND g.pipeline_id = p.id AND s.epoch = %(epoch)s  -- nobody has taken over meanwhile
 
 -- name: publish
 -- What the pipeline says about itself; written only when it has changed, so that an idle consumer writes nothing.
