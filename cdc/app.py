@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -221,7 +222,19 @@ def run(settings: Settings, serve: Serve | None = None) -> int:
     return 0
 
 
+def calm_collector() -> None:
+    """Have the cycle collector look more rarely, and never at what was imported.
+
+    Dirty keys come by the hundred thousand, all of them alive and none in a cycle: to look through them at every turn,
+    as the default thresholds do, takes a third of the time of taking them in.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 async def _run(settings: Settings, serve: Serve | None) -> None:
+    calm_collector()
     model, metrics = make_model(settings), Metrics()
     engine = make_engine(settings, model, metrics)
     loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 
+from cdc.app import calm_collector
 from cdc.bench.figures import Figure, WrongResult
 from cdc.flow.counts import SourceCount
 from cdc.flow.dirty import Budget, DirtyKeys
@@ -118,6 +119,8 @@ def run(rows: int | None, repeat: int) -> list[Figure]:
     whole = transaction(
         [RelationMessage(None, RELATION), *changes], xid=700, commit_lsn=0x17_0000_0000, end_lsn=0x17_0000_0030
     )
+    del changes
+    calm_collector()  # as the consumer does
     alone = tuple(rows / decode_alone(payloads) for _ in range(repeat))
     marked = tuple(rows / decode_and_mark(whole, rows) for _ in range(repeat))
     size = sum(map(len, payloads)) / rows

@@ -48,6 +48,9 @@ class Claim:
 
 Receipt = Commit | Claim
 
+# Looking a member of an enumeration up costs more than all else that is done with it.
+_INSERT, _UPDATE, _REREAD, _FOUND = Kind.INSERT, Kind.UPDATE, Kind.REREAD, Kind.FOUND
+
 
 class Entry:
     """A dirty key's newest state. ``since_us`` is the commit time of the oldest change it stands for."""
@@ -114,7 +117,7 @@ class DirtyKeys:
         budget = self._budget
         commit.outstanding += 1
         value: Value = commit
-        if kind is not Kind.REREAD:
+        if kind is not _REREAD:
             size = len(text) if text is not None else 0
             if budget.text_bytes + size <= budget.max_text_bytes:
                 value = Entry(kind, text, commit, commit.time_us)
@@ -148,7 +151,7 @@ class DirtyKeys:
         if key in self._found:
             self._release(self._found.pop(key))
         claim.outstanding += 1
-        self._filling[key] = Entry(Kind.REREAD, None, claim, 0)
+        self._filling[key] = Entry(_REREAD, None, claim, 0)
         self._budget.rows += 1
         return True
 
@@ -168,7 +171,7 @@ class DirtyKeys:
         budget, size = self._budget, len(text) if text is not None else 0
         fits = budget.text_bytes + size <= budget.max_text_bytes
         claim.outstanding += 1
-        self._found[key] = Entry(Kind.FOUND, text if fits else None, claim, 0)
+        self._found[key] = Entry(_FOUND, text if fits else None, claim, 0)
         budget.rows += 1
         budget.text_bytes += size if fits else 0
 
@@ -245,14 +248,14 @@ class DirtyKeys:
         again = work.kind if kind is None else kind
         found = self._found.get(key)
         if found is not None:  # a scan has looked since this work was taken
-            if again is Kind.FOUND:
+            if again is _FOUND:
                 work.receipt.outstanding -= 1
                 return
             self._release(self._found.pop(key))
-            again = Kind.REREAD
-        keep = again is not Kind.REREAD
+            again = _REREAD
+        keep = again is not _REREAD
         entry = Entry(again, work.text if keep else None, work.receipt, work.since_us)
-        if again is Kind.FOUND:
+        if again is _FOUND:
             self._found[key] = entry
         else:
             self._filling[key] = entry
@@ -340,7 +343,7 @@ class DirtyKeys:
     def _work(self, key: Key, value: Value) -> Work:
         self._budget.rows -= 1
         if isinstance(value, Commit):
-            return Work(key, Kind.REREAD, None, value, value.time_us, value.lsn)
+            return Work(key, _REREAD, None, value, value.time_us, value.lsn)
         self._budget.text_bytes -= len(value.text) if value.text is not None else 0
         return Work(key, value.kind, value.text, value.receipt, value.since_us, value.receipt.lsn)
 
@@ -374,15 +377,15 @@ class DirtyKeys:
         if isinstance(new, Entry):
             if old.since_us:
                 new.since_us = old.since_us
-            if new.kind is Kind.INSERT and old.kind is not Kind.INSERT:
-                new.kind = Kind.UPDATE  # an embedding of the row's former life may stand
+            if new.kind is _INSERT and old.kind is not _INSERT:
+                new.kind = _UPDATE  # an embedding of the row's former life may stand
         return new
 
     def _forget_text(self, value: Value, receipt: Receipt) -> Value:
         if isinstance(value, Commit):
             return value
         self._budget.text_bytes -= len(value.text) if value.text is not None else 0
-        return Entry(Kind.REREAD, None, receipt, value.since_us)
+        return Entry(_REREAD, None, receipt, value.since_us)
 
     def _release(self, value: Value) -> None:
         self._budget.rows -= 1

@@ -227,13 +227,18 @@ class PostgresStream:
     def _frames(self) -> list[bytes]:
         frames: list[bytes] = []
         get = self._pg.get_copy_data
-        size = 0
+        size, dry = 0, False
         while len(frames) < FRAMES and size < 8 << 20:
             length, data = get(1)
+            if not length and not dry:  # libpq has no whole frame: take in what the socket holds, once more
+                dry = True
+                self._pg.consume_input()
+                continue
             if length <= 0:
                 if length == -1:
                     self._over()
                 break
+            dry = False
             frames.append(bytes(data))
             size += length
         return frames
