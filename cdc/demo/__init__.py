@@ -8,7 +8,6 @@ checks; a claim that fails ends it with exit status 1.
 from __future__ import annotations
 
 import signal
-import threading
 
 from cdc.demo import acts, closing
 from cdc.demo.screen import Screen
@@ -29,8 +28,7 @@ def main(keep: bool, *, runtime: str = "ort", screen: Screen | None = None) -> i
         cdc.errors.WalvecError: this machine lacks something, PostgreSQL for one; the sentence says what.
     """
     screen = screen or Screen()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is removed first
     try:
         _show(screen, keep, runtime)
     except KeyboardInterrupt:
@@ -39,6 +37,8 @@ def main(keep: bool, *, runtime: str = "ort", screen: Screen | None = None) -> i
     except Disappointed as exc:
         screen.say(f"The demo failed: {exc}")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -34,7 +34,7 @@ STOP_S = 3.0
 """Seconds that the consumer has to finish before it is killed; nothing of it is kept anyway."""
 
 # Ends the consumer when this process is gone and can no longer do it: the pipe is closed by nobody but the kernel then.
-_GUARD = 'read -r _ || kill "$1"'
+_GUARD = 'read -r _ || kill -9 "$1"'
 
 
 class Disappointed(WalvecError):
