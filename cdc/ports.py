@@ -147,8 +147,8 @@ class Target(Protocol):
         """Make the count of source rows durable."""
         ...
 
-    async def count_source(self) -> tuple[int, Snapshot]:
-        """Count the source's rows, once."""
+    async def count_source(self) -> tuple[int, Snapshot, int]:
+        """Count the source's rows, once; return them, what the count could see, and where the log ends by then."""
         ...
 
     async def recount_embeddings(self) -> int:

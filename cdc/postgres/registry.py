@@ -88,12 +88,12 @@ class Stored:
         """Return what a row of the query ``pipelines`` holds."""
         (id, name, schema, table, _oid, _key, text, target_schema, target_table, column, vector_type, model, dimension,
          config, shape, storage, mode, paused, attached, records, counted_lsn, snapshot, written, embeddings,
-         reason, phase, cursor, done, total, backfilled, errors) = row  # fmt: skip
+         reason, phase, cursor, done, total, backfilled, errors, now) = row  # fmt: skip
         base = Snapshot.parse(snapshot) if snapshot else None
         return cls(
             id, name, Table(schema, table), Table(target_schema, target_table), column, tuple(text), vector_type, model,
             dimension, config, shape, storage, mode, paused, attached,
-            Counted(records, parse_lsn(counted_lsn), base), parse_lsn(written), embeddings,
+            Counted(records, parse_lsn(counted_lsn), base, parse_lsn(now)), parse_lsn(written), embeddings,
             ScanPoint(reason, phase or "rows", tuple(cursor) if cursor else None, done, total), backfilled, errors,
         )  # fmt: skip
 

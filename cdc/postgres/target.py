@@ -117,10 +117,10 @@ class PostgresTarget:
         """Return the indexes of the works whose embedding stands already, by hash."""
         return set(await self._indexes(self._sql.unchanged, self._hashed(works)))
 
-    async def count_source(self) -> tuple[int, Snapshot]:
-        """Count the source's rows, once."""
-        ((rows, snapshot),) = await self._run(self._sql.count_source, {})
-        return _int(rows), Snapshot.parse(_text(snapshot))
+    async def count_source(self) -> tuple[int, Snapshot, int]:
+        """Count the source's rows, once; return them, what the count could see, and where the log ends by then."""
+        ((rows, snapshot, end),) = await self._run(self._sql.count_source, {})
+        return _int(rows), Snapshot.parse(_text(snapshot)), parse_lsn(_text(end))
 
     async def scan(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:
         """Return the keyset page of the source that follows the key ``after``."""

@@ -67,7 +67,8 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        p.fingerprint, p.shape, p.storage, p.mode, p.paused, p.attached,
        g.source_records, g.counted_lsn, g.count_snapshot::text, g.written_lsn, g.embeddings,
        g.scan_reason, g.scan_phase, g.scan_cursor, g.scan_done, g.scan_total, g.backfilled_at IS NOT NULL,
-       (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id)
+       (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id),
+       pg_catalog.pg_current_wal_insert_lsn()::text
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id

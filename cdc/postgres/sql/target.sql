@@ -291,7 +291,7 @@ WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
 RETURNING embeddings
 
 -- name: count_source
-SELECT count(*), pg_catalog.pg_current_snapshot()::text FROM {plain_rows} AS r
+SELECT count(*), pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn() FROM {plain_rows} AS r
 
 -- name: nearest
 SELECT {e_keys}, e.embedding OPERATOR({operator_schema}.{operator}) %(vector)s::{vector_type} AS distance, r.walvec_text
