@@ -7,18 +7,18 @@ STAMP := .venv/.complete
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench fuzz chaos sim clean postgres15
+.PHONY: help setup demo test check bench fuzz chaos sim clean postgres15 chromium promtool
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) postgres15 ## install everything: .venv/ with the walvec command, and PostgreSQL 15 for the tests
+setup: $(STAMP) postgres15 chromium promtool ## install everything: .venv/ with the walvec command, and what the tests need
 	@echo "Ready: $(BIN)/walvec --help, make demo, make test"
 
 demo: $(STAMP) ## real rows, changed live, embedded and searched in a PostgreSQL of its own; KEEP=1 leaves it running
 	@$(BIN)/walvec demo $(if $(KEEP),--keep)
 
-test: check postgres15 ## check, then every test, on PostgreSQL 15 and 18
+test: check postgres15 chromium promtool ## check, then every test, on PostgreSQL 15 and 18
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP) ## style, types, arrows between packages, links, and the documentation made from code
@@ -46,8 +46,8 @@ clean: ## remove what was made here: the environment, caches, builds, the demo's
 	rm -rf .venv .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find cdc inference tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-postgres15:
-	@tools/setup.sh postgres15
+postgres15 chromium promtool:
+	@tools/setup.sh $@
 
 $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh venv

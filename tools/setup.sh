@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the Makefile needs and a new machine lacks. `tools/setup.sh venv` makes .venv/ with the walvec command;
-# `tools/setup.sh postgres15` installs PostgreSQL 15, the oldest version the tests run on, where it is missing.
+# the others install, where it is missing, what only the tests need: `postgres15`, the oldest PostgreSQL they run on;
+# `chromium`, for the status page; `promtool`, for the alert rules.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -69,7 +70,30 @@ postgres15() {
     debian "PostgreSQL 15" postgresql-15
 }
 
+chromium() {
+    ADVISED=chromium
+    ELSE=", or set CHROMIUM to its program"
+    [ -x "${CHROMIUM:-}" ] && return
+    command -v chromium >/dev/null || debian "Chromium" chromium fonts-dejavu-core
+}
+
+# promtool comes out of Debian's prometheus package, so that no server is installed.
+promtool() {
+    bin=$PWD/.cache/bin
+    [ -x "$bin/promtool" ] && return
+    command -v promtool >/dev/null && return
+    command -v apt-get >/dev/null || fail "promtool is missing: install Prometheus 2.40 or newer."
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    chmod 755 "$work"
+    ( cd "$work" && { apt-get download -q prometheus || { as_root apt-get update -q && apt-get download -q prometheus; }; } ) \
+        >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; fail "promtool is missing and apt-get could not fetch it."; }
+    dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -xf - -C "$work" ./usr/bin/promtool
+    mkdir -p "$bin"
+    mv "$work/usr/bin/promtool" "$bin/promtool"
+}
+
 case ${1:-} in
-    venv | postgres15) "$1" ;;
-    *) fail "usage: tools/setup.sh venv|postgres15" ;;
+    venv | postgres15 | chromium | promtool) "$1" ;;
+    *) fail "usage: tools/setup.sh venv|postgres15|chromium|promtool" ;;
 esac
