@@ -134,6 +134,10 @@ class Intake:
             self._lanes = {table: lane for lane in lanes for table in lane.route.streamed_as}
             self._readers.clear()
             self._by_oid.clear()
+            # A pipeline that ended must not be counted for when the open transaction ends: nobody would settle it.
+            attached = {id(lane.desk) for lane in lanes}
+            self._counting = [desk for desk in self._counting if id(desk) in attached]
+            self._touched &= attached
             for relation in self._relations.values():
                 self._learn(relation)
             return self._commit.xid if self._commit is not None else self._last_xid

@@ -163,11 +163,20 @@ class Pipeline:
             return dirty.take_found(rows, WINDOW_BYTES), Priority.SCAN
 
     def _start(self, works: list[Work], priority: Priority) -> None:
-        task = asyncio.create_task(self._window(works, priority), name=f"{self.desk.name} window")
+        # A task that is cancelled before its first step runs none of its code: till then the works are noted here.
+        begun: list[bool] = []
+        task = asyncio.create_task(self._window(works, priority, begun), name=f"{self.desk.name} window")
         self._windows.add(task)
+        task.add_done_callback(lambda _: None if begun else self._put_back(works))
         task.add_done_callback(self._window_done)
 
-    async def _window(self, works: list[Work], priority: Priority) -> None:
+    def _put_back(self, works: list[Work]) -> None:
+        with self.desk.lock:
+            for work in works:
+                self.desk.dirty.requeue(work)
+
+    async def _window(self, works: list[Work], priority: Priority, begun: list[bool]) -> None:
+        begun.append(True)
         try:
             await self._delivery.deliver(works, priority)
         except ModelAway:
