@@ -39,7 +39,7 @@ debian() {
     rm -f "$log"
 }
 
-venv() {
+get_venv() {
     python=${PYTHON:-python3}
     command -v "$python" >/dev/null || fail "$python is missing: install Python 3.11 or newer, or set PYTHON to one."
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -54,7 +54,7 @@ venv() {
         fail "pip could not install the packages, see above: is a package index reachable?"
 }
 
-postgres15() {
+get_postgres15() {
     ADVISED=postgresql-15
     ELSE=", or set PG15_BIN to the folder of its programs"
     [ -x "${PG15_BIN:-/usr/lib/postgresql/15/bin}/postgres" ] && return
@@ -70,7 +70,7 @@ postgres15() {
     debian "PostgreSQL 15" postgresql-15
 }
 
-chromium() {
+get_chromium() {
     ADVISED=chromium
     ELSE=", or set CHROMIUM to its program"
     [ -x "${CHROMIUM:-}" ] && return
@@ -78,7 +78,7 @@ chromium() {
 }
 
 # promtool comes out of Debian's prometheus package, so that no server is installed.
-promtool() {
+get_promtool() {
     bin=$PWD/.cache/bin
     [ -x "$bin/promtool" ] && return
     command -v promtool >/dev/null && return
@@ -94,6 +94,6 @@ promtool() {
 }
 
 case ${1:-} in
-    venv | postgres15 | chromium | promtool) "$1" ;;
+    venv | postgres15 | chromium | promtool) "get_$1" ;;
     *) fail "usage: tools/setup.sh venv|postgres15|chromium|promtool" ;;
 esac
