@@ -104,5 +104,7 @@ class Screen:
 
 
 def ms(seconds: float) -> str:
-    """Return a duration in milliseconds, as people read it."""
+    """Return a duration as people read it: in milliseconds, in seconds from the first one on."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
     return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
