@@ -1,6 +1,9 @@
 -- Destinations: the embeddings table of a pipeline, and the table of hashes of an in-place one. {target} is that table,
 -- {rows} the source with its text and hash (expressions.rows), {keys} the key columns. Arrays of keys arrive as array
 -- literals in the server's own text form, vectors and hashes as binary arrays.
+--
+-- Plans are made once and kept (cdc.postgres.pool), perhaps while the tables are empty: so what is looked up by key is a
+-- lateral sub-select with OFFSET 0, which leaves the planner one way, through the index, whatever it believes of sizes.
 
 -- name: create_embeddings
 CREATE TABLE IF NOT EXISTS {target} (
@@ -148,21 +151,22 @@ SELECT (SELECT embeddings FROM counted), (SELECT count(*) FROM written), (SELECT
 SELECT u.walvec_ord - 1
 FROM unnest({up_arrays}, %(hashes)s::bytea[]) WITH ORDINALITY
      AS u ({keys}, walvec_hash, walvec_ord)
-LEFT JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+LEFT JOIN LATERAL (SELECT e.source_hash FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e ON true
 WHERE e.source_hash IS DISTINCT FROM u.walvec_hash
 
 -- name: surviving
 -- Which of the keys that were to go are still there.
 SELECT u.walvec_ord - 1
 FROM unnest({gone_arrays}) WITH ORDINALITY AS u ({keys}, walvec_ord)
-JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+CROSS JOIN LATERAL (SELECT FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e
 
 -- name: unchanged
 -- Which of these keys hold an embedding of this very text already.
 SELECT u.walvec_ord - 1
 FROM unnest({up_arrays}, %(hashes)s::bytea[]) WITH ORDINALITY
      AS u ({keys}, walvec_hash, walvec_ord)
-JOIN {target} AS e ON {e_is_u} AND e.chunk = 0 AND e.source_hash = u.walvec_hash
+CROSS JOIN LATERAL (SELECT e.source_hash FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e
+WHERE e.source_hash = u.walvec_hash
 
 -- name: read_keys
 -- The rows as they are now: hash, whether the embedding agrees, and the text where it does not. Texts past the byte
@@ -177,7 +181,8 @@ FROM (
                OVER (ORDER BY u.walvec_ord ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) > %(bytes)s AS deferred
     FROM unnest({gone_arrays}) WITH ORDINALITY AS u ({keys}, walvec_ord)
     LEFT JOIN LATERAL (SELECT true AS found, r.* FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r ON true
-    LEFT JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+    LEFT JOIN LATERAL (SELECT e.chunk, e.source_hash FROM {target} AS e
+                       WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e ON true
 ) AS x
 ORDER BY x.walvec_ord
 
@@ -192,7 +197,8 @@ FROM (
            p.walvec_ord, count(*) OVER () AS walvec_total
     FROM (SELECT {r_keys}, r.walvec_text, r.walvec_hash, row_number() OVER (ORDER BY {r_keys}) AS walvec_ord
           FROM (SELECT * FROM {rows} AS r {after} ORDER BY {r_keys} LIMIT %(limit)s) AS r) AS p
-    LEFT JOIN {target} AS e ON {e_is_p} AND e.chunk = 0
+    LEFT JOIN LATERAL (SELECT e.chunk, e.source_hash FROM {target} AS e
+                       WHERE {e_is_p} AND e.chunk = 0 OFFSET 0) AS e ON true
     CROSS JOIN LATERAL (SELECT e.source_hash IS DISTINCT FROM p.walvec_hash
                                OR (e.chunk IS NOT NULL AND p.walvec_hash IS NULL) AS differs) AS d
 ) AS x
