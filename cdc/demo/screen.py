@@ -30,6 +30,7 @@ class Screen:
         if console is None and not self._console.is_terminal:
             self._console.width = PLAIN_WIDTH
         self._steps = 0
+        self._gap = False  # whether an empty line stands at the end
         self.finished = False
 
     def title(self, line: str) -> None:
@@ -39,16 +40,20 @@ class Screen:
     def step(self, line: str) -> None:
         """Begin the next numbered part."""
         self._steps += 1
-        self._console.print()
+        if not self._gap:
+            self._console.print()
+        self._gap = False
         self._console.print(f"{self._steps}. {line}", style="bold cyan")
 
     def say(self, *lines: str) -> None:
         """Print lines of prose."""
+        self._gap = False
         for line in lines:
             self._console.print(Padding(Text(line), (0, 0, 0, INDENT), expand=False))
 
     def code(self, *lines: str) -> None:
         """Print lines to be copied; none is wrapped."""
+        self._gap = False
         for line in lines:
             self._console.print(Text(" " * (INDENT + 2) + line, style="green"), soft_wrap=True)
 
@@ -68,7 +73,8 @@ class Screen:
                 made.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
         for line in lines:
             made.add_row(*map(Text, line))
-        self._console.print(Padding(made, (0, 0, 0, INDENT), expand=False))
+        self._console.print(Padding(made, (0, 0, 1, INDENT), expand=False))
+        self._gap = True
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
