@@ -6,7 +6,8 @@ back until that work is done, so that two writes of one row never race.
 
 Memory: an entry that carries its text is an :class:`Entry`; once the text budget is spent only the key is held, and the
 value in the table is the :class:`~cdc.flow.ledger.Commit` itself, at no further object. Such a key is read again from
-its table when its turn comes. A million keys take about 90 MB.
+its table when its turn comes. A million keys take about 90 MB. Rows that are inserted in a row are kept sealed, as they
+came: who takes them composes their text, and a backlog is taken in faster than it could be read.
 
 Generations: entries are taken from a dictionary that is only drained, by one iterator, while new keys go to another.
 Removing from the front of a dictionary over and over would cost quadratic time.
@@ -14,14 +15,14 @@ Removing from the front of a dictionary over and over would cost quadratic time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from typing import cast
 
 from cdc.flow.ledger import Commit
-from cdc.rows import Key
+from cdc.rows import UNCHANGED, Key, Unchanged
 
 
 class Kind(IntEnum):
@@ -64,7 +65,10 @@ class Entry:
         self.since_us = since_us
 
 
-Value = Entry | Commit
+Sealed = tuple[bytes, Callable[[bytes], bytes | Unchanged | None], Commit]
+"""An inserted row as it came, what reads its text (UNCHANGED: it cannot), and its commit. Who takes it reads it."""
+
+Value = Entry | Commit | Sealed
 
 
 @dataclass(slots=True)
@@ -144,6 +148,33 @@ class DirtyKeys:
         budget.rows += 1
         return False
 
+    def insert(
+        self,
+        keys: Sequence[Key],
+        rows: Sequence[bytes],
+        read: Callable[[bytes], bytes | Unchanged | None],
+        commit: Commit,
+    ) -> bool:
+        """Note rows that ``commit`` inserted, all at once; tell whether it was done.
+
+        It is not where one of the keys is known already: then each must be marked by itself.
+        """
+        budget = self._budget
+        size = sum(map(len, rows))
+        fresh: dict[Key, Value]
+        if budget.text_bytes + size <= budget.max_text_bytes:
+            fresh = dict(zip(keys, [(row, read, commit) for row in rows], strict=True))
+        else:
+            fresh, size = dict.fromkeys(keys, commit), 0
+        known = (self._filling, self._draining, self._held, self._found)
+        if len(fresh) != len(keys) or not all(lane.keys().isdisjoint(fresh) for lane in known if lane):
+            return False
+        self._filling.update(fresh)
+        commit.outstanding += len(fresh)
+        budget.rows += len(fresh)
+        budget.text_bytes += size
+        return True
+
     def load(self, key: Key, claim: Claim) -> bool:
         """Take ``key`` up from the durable queue, unless it is known already; tell whether it was taken."""
         if self._is_known(key):
@@ -159,7 +190,7 @@ class DirtyKeys:
         """Note that a scan found ``key`` to differ, with this text (None: read it when its turn comes)."""
         old = self._pending(key)
         if old is not None:  # the pending change may carry an older text than the scan saw: look again
-            receipt = old if isinstance(old, Commit) else old.receipt
+            receipt = _receipt(old)
             if isinstance(receipt, Claim):  # of an earlier scan, which nobody waits for any more
                 receipt.outstanding -= 1
                 claim.outstanding += 1
@@ -344,6 +375,13 @@ class DirtyKeys:
         self._budget.rows -= 1
         if isinstance(value, Commit):
             return Work(key, _REREAD, None, value, value.time_us, value.lsn)
+        if isinstance(value, tuple):
+            row, read, commit = value
+            self._budget.text_bytes -= len(row)
+            text = read(row)
+            if text is UNCHANGED:
+                return Work(key, _REREAD, None, commit, commit.time_us, commit.lsn)
+            return Work(key, _INSERT, text, commit, commit.time_us, commit.lsn)
         self._budget.text_bytes -= len(value.text) if value.text is not None else 0
         return Work(key, value.kind, value.text, value.receipt, value.since_us, value.receipt.lsn)
 
@@ -369,12 +407,12 @@ class DirtyKeys:
             self._filling[key] = value
 
     def _overtake(self, old: Value, new: Value) -> Value:
-        if isinstance(old, Commit):
-            old.outstanding -= 1
-            return new
-        old.receipt.outstanding -= 1
-        self._budget.text_bytes -= len(old.text) if old.text is not None else 0
-        if isinstance(new, Entry):
+        _receipt(old).outstanding -= 1
+        self._budget.text_bytes -= _size(old)
+        if isinstance(old, tuple):
+            if isinstance(new, Entry):
+                new.since_us = old[2].time_us
+        elif isinstance(old, Entry) and isinstance(new, Entry):
             if old.since_us:
                 new.since_us = old.since_us
             if new.kind is _INSERT and old.kind is not _INSERT:
@@ -384,13 +422,23 @@ class DirtyKeys:
     def _forget_text(self, value: Value, receipt: Receipt) -> Value:
         if isinstance(value, Commit):
             return value
-        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
-        return Entry(_REREAD, None, receipt, value.since_us)
+        self._budget.text_bytes -= _size(value)
+        return Entry(_REREAD, None, receipt, value[2].time_us if isinstance(value, tuple) else value.since_us)
 
     def _release(self, value: Value) -> None:
         self._budget.rows -= 1
-        if isinstance(value, Commit):
-            value.outstanding -= 1
-            return
-        value.receipt.outstanding -= 1
-        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
+        _receipt(value).outstanding -= 1
+        self._budget.text_bytes -= _size(value)
+
+
+def _receipt(value: Value) -> Receipt:
+    if isinstance(value, tuple):
+        return value[2]
+    return value.receipt if isinstance(value, Entry) else value
+
+
+def _size(value: Value) -> int:
+    """Return what the value counts for in the text budget, in bytes."""
+    if isinstance(value, tuple):
+        return len(value[0])
+    return len(value.text) if isinstance(value, Entry) and value.text is not None else 0

@@ -19,7 +19,7 @@ from cdc.flow.dirty import Budget, Kind
 from cdc.flow.ledger import Commit, Ledger
 from cdc.ports import Observer, Route
 from cdc.prepare.text import Composer, source_hash
-from cdc.rows import UNCHANGED, Cell, Key, Table
+from cdc.rows import UNCHANGED, Cell, Key, Table, Unchanged
 from cdc.services.desk import NO_TEXT, Desk
 from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
 from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
@@ -34,6 +34,10 @@ _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT = b"I", b"U", b"D", b"B", b"C"
 _BEGIN_BODY = Struct(">QqI").unpack_from
 _COMMIT_BODY = Struct(">xQQq").unpack_from
 _FIRST_CELL = BODY + 8
+_RUN_KEY = slice(BODY, BODY + 9)  # the route key, and the kind of the first cell
+_FIRST_SIZE = Struct(">I").unpack_from
+_SEALED_BYTES = 1024
+"""Longer rows are read at once: they may hold much that is not text, and all of a sealed row stays in memory."""
 # Looking a member of an enumeration up costs more than all else that is done with it.
 _OF_INSERT, _OF_UPDATE, _OF_DELETE, _REREAD = Kind.INSERT, Kind.UPDATE, Kind.DELETE, Kind.REREAD
 
@@ -69,6 +73,16 @@ class _TableReader:
         wanted = [index for index in (*key, *(text if self.has_text else ())) if index is not None]
         self.decoder = RowDecoder(relation, wanted if self.readable else ())
         self.inserted = 0
+        # Whether the key is the first cell, so that it can be had without reading the row.
+        self.key_first = self.readable and self.has_text and key == [0]
+
+    def sealed_text(self, row: bytes) -> bytes | Unchanged | None:
+        """Return the text of an Insert; UNCHANGED where the row must be read from its table."""
+        try:
+            cells = self.decoder.last_tuple(row, _FIRST_CELL)
+        except DecodeError:
+            return UNCHANGED
+        return self.lane.composer.text(cells[1:])
 
     def key(self, cells: Sequence[Cell], old: Sequence[Cell] | None = None) -> Key:
         """Return the key of a row; a cell too long to be sent again is taken from the old tuple."""
@@ -113,6 +127,7 @@ class Intake:
         self._lanes: dict[Table, Lane] = {}
         self._relations: dict[int, Relation] = {}
         self._readers: dict[bytes, tuple[bytes, _TableReader]] = {}
+        self._runs: dict[bytes, _TableReader] = {}
         self._by_oid: dict[int, _TableReader] = {}
         self._commit: Commit | None = None
         self._last_xid = 0
@@ -133,6 +148,7 @@ class Intake:
         with self.lock:
             self._lanes = {table: lane for lane in lanes for table in lane.route.streamed_as}
             self._readers.clear()
+            self._runs.clear()
             self._by_oid.clear()
             # A pipeline that ended must not be counted for when the open transaction ends: nobody would settle it.
             attached = {id(lane.desk) for lane in lanes}
@@ -149,6 +165,7 @@ class Intake:
             self.gap = ""
             self._relations.clear()
             self._readers.clear()
+            self._runs.clear()
             self._by_oid.clear()
             self._commit = None
             self._own = False
@@ -192,9 +209,21 @@ class Intake:
         """
         keepalives: list[Keepalive] = []
         with self.lock:
-            find = self._readers.get
+            find, find_run = self._readers.get, self._runs.get
+            run: list[bytes] = []
+            running: _TableReader | None = None
             for frame in frames:
-                found = find(frame[ROUTE_KEY])  # a keepalive ends before the place of a route key
+                reader = find_run(frame[_RUN_KEY])  # a keepalive ends before the place of a route key
+                if reader is not None and len(frame) <= _SEALED_BYTES:
+                    if reader is not running:
+                        self._insert_run(running, run)
+                        run, running = [], reader
+                    run.append(frame)
+                    continue
+                if running is not None:
+                    self._insert_run(running, run)
+                    run, running = [], None
+                found = find(frame[ROUTE_KEY])
                 if found is not None:
                     if found[0] == _INSERT:
                         self._insert(found[1], frame)
@@ -207,9 +236,28 @@ class Intake:
                     keepalives.append(keepalive)
                 else:
                     self._message(frame)
+            self._insert_run(running, run)
             self._tally()
         self._report()
         return keepalives
+
+    def _insert_run(self, reader: _TableReader | None, run: list[bytes]) -> None:
+        """Take in Inserts of one table that came in a row, unread where that will do."""
+        if reader is None:
+            return
+        desk, commit = reader.lane.desk, self._commit
+        if commit is not None and commit.lsn > desk.replay_until and not self._own and not desk.rounds:
+            sizes = [_FIRST_SIZE(frame, _FIRST_CELL + 1)[0] for frame in run if len(frame) >= _FIRST_CELL + 5]
+            begin = _FIRST_CELL + 5
+            keys = [frame[begin : begin + size] for frame, size in zip(run, sizes, strict=False)]
+            whole = len(keys) == len(run) and sum(map(len, keys)) == sum(sizes)
+            if whole and desk.dirty.insert(keys, run, reader.sealed_text, commit):
+                if not reader.inserted:
+                    self._inserting.append(reader)
+                reader.inserted += len(run)
+                return
+        for frame in run:
+            self._insert(reader, frame)
 
     def _insert(self, reader: _TableReader, frame: bytes) -> None:
         """Take in an Insert: a backlog consists of them, so the way is short."""
@@ -368,6 +416,7 @@ class Intake:
         oid = relation.oid
         for known in [key for key in self._readers if key[1:5] == oid.to_bytes(4)]:
             del self._readers[known]
+            self._runs.pop(known + b"t", None)
         self._by_oid.pop(oid, None)
         lane = self._lanes.get(relation.table)
         if lane is None:
@@ -378,6 +427,8 @@ class Intake:
         self._by_oid[oid] = reader
         for route, tag in route_keys(relation).items():
             self._readers[route] = (tag, reader)
+            if tag == _INSERT and reader.key_first:
+                self._runs[route + b"t"] = reader
 
     def _report(self) -> None:
         if self._changed:
