@@ -111,14 +111,21 @@ class PublishedTable:
 def tables_statement(server_version: int) -> sql.SQL:
     """Return the discovery statement for a server of this version (``server_version_num``)."""
     newer = server_version >= 150000
+    # Without a column list all columns count. The server's own view leaves generated ones out where it does not send
+    # them: their rows are read from the table.
+    every = (
+        "(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a "
+        "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
+    )
+    listed = (
+        "EXISTS (SELECT FROM pg_catalog.pg_publication_rel AS r WHERE r.prpubid = p.oid AND r.prattrs IS NOT NULL "
+        "AND (r.prrelid = c.oid OR r.prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid))))"
+    )
     return bound(
         "catalog",
         "tables",
         {
-            "attnames": "t.attnames::text[]"
-            if newer
-            else "(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a "
-            "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')",
+            "attnames": f"CASE WHEN {listed} THEN t.attnames::text[] ELSE {every} END" if newer else every,
             "rowfilter": "t.rowfilter" if newer else "NULL::text",
             "by_schema": "OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace AS s "
             "WHERE s.pnpubid = l.publication AND s.pnnspid = ac.relnamespace)"

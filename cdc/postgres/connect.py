@@ -226,6 +226,8 @@ def _classify_state(state: str, line: str) -> WalvecError:
         return ConfigError(line, "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.")
     if state == "42501" and "row-level security" in line:
         return ConfigError(line, "ALTER ROLE … BYPASSRLS; a backfill must see every row, as the stream does.")
+    if state == "42501" and "replication" in line:
+        return ConfigError(line, "ALTER ROLE … REPLICATION; `walvec init --print-sql` prints all that is needed.")
     if state in ("55000", "42704") and "replication slot" in line:
         return SlotLost(line)
     if state == "42704" and "publication" in line:

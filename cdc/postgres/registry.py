@@ -82,19 +82,22 @@ class Stored:
     scan: ScanPoint
     backfilled: bool
     errors: int
+    target_gone: bool
 
     @classmethod
     def of(cls, row: TupleRow) -> Stored:
         """Return what a row of the query ``pipelines`` holds."""
         (id, name, schema, table, _oid, _key, text, target_schema, target_table, column, vector_type, model, dimension,
          config, shape, storage, mode, paused, attached, records, counted_lsn, snapshot, written, embeddings,
-         reason, phase, cursor, done, total, backfilled, errors, now) = row  # fmt: skip
+         reason, phase, cursor, done, total, backfilled, errors, now,
+         target_gone) = row  # fmt: skip
         base = Snapshot.parse(snapshot) if snapshot else None
         return cls(
             id, name, Table(schema, table), Table(target_schema, target_table), column, tuple(text), vector_type, model,
             dimension, config, shape, storage, mode, paused, attached,
             Counted(records, parse_lsn(counted_lsn), base, parse_lsn(now)), parse_lsn(written), embeddings,
             ScanPoint(reason, phase or "rows", tuple(cursor) if cursor else None, done, total), backfilled, errors,
+            target_gone,
         )  # fmt: skip
 
 
@@ -242,7 +245,8 @@ class PostgresRegistry:
         parts = (table.shape, table.streamed_as, row.column if row else None, str(fault or ""))
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         mode, paused = (row.mode, row.paused) if row else ("Background", False)
-        return Wanted(name, digest, table.storage, mode, paused, fault, None if row is None else row.id)
+        id, target_gone = (row.id, row.target_gone) if row else (None, False)
+        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone)
 
     @staticmethod
     def _source(table: PublishedTable, row: Stored | None) -> Source:

@@ -67,7 +67,12 @@ async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any], *, whole: 
             if whole:
                 await stack.enter_async_context(connection.transaction())
                 await connection.execute("SET LOCAL enable_seqscan = on")
-            cursor = await connection.execute(statement, params, prepare=True)
+            try:
+                cursor = await connection.execute(statement, params, prepare=True)
+            except psycopg.errors.FeatureNotSupported as exc:
+                # The plan was cached before a column changed its type: this session's plans are of no use any more.
+                await connection.close()
+                raise Unavailable("A table changed its columns while a statement was prepared for it.") from exc
             result = cursor.pgresult
             if result is None:
                 return []

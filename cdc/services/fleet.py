@@ -114,9 +114,10 @@ class Fleet:
                 log.info("table_added", pipeline=want.name)
                 member = self.members[want.name] = Member(want)
                 fresh += await self._ready(member)
-            elif member.wanted.digest != want.digest:
+            elif member.wanted.digest != want.digest or (want.target_gone and member.pipeline is not None):
                 log.info("schema_changed", pipeline=want.name)
-                await self._set_aside(member, "the table's definition changed")
+                why = "the destination was dropped" if want.target_gone else "the table's definition changed"
+                await self._set_aside(member, why)
                 member.wanted, member.tries = want, 0
                 fresh += await self._ready(member)
             else:

@@ -82,8 +82,11 @@ SELECT relid::oid::bigint FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regcla
 UNION SELECT %(oid)s::bigint
 
 -- name: target
--- An existing destination: its columns with their types, and the type modifier of pgvector's types (the dimension).
-SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), t.typname::text, a.atttypmod, c.relkind::text
+-- An existing destination: its columns with their types, the type modifier of pgvector's types (the dimension), and
+-- whether they are part of the primary key.
+SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname::text, a.atttypmod,
+       EXISTS (SELECT FROM pg_catalog.pg_index AS i
+               WHERE i.indrelid = c.oid AND i.indisprimary AND a.attnum = ANY (i.indkey::int2[]))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

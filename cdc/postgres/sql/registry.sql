@@ -32,7 +32,8 @@ WITH taken AS (
 SELECT epoch FROM taken
 
 -- name: adopt
-UPDATE {schema}.progress AS g SET epoch = %(epoch)s
+-- What the previous holder said about its pipelines is not true any more.
+UPDATE {schema}.progress AS g SET epoch = %(epoch)s, state = 'waiting', reason = ''
 FROM {schema}.pipelines AS p WHERE p.id = g.pipeline_id AND p.slot = %(slot)s
 
 -- name: reserve
@@ -68,7 +69,9 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        g.source_records, g.counted_lsn, g.count_snapshot::text, g.written_lsn, g.embeddings,
        g.scan_reason, g.scan_phase, g.scan_cursor, g.scan_done, g.scan_total, g.backfilled_at IS NOT NULL,
        (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id),
-       pg_catalog.pg_current_wal_insert_lsn()::text
+       pg_catalog.pg_current_wal_insert_lsn()::text,
+       p.dimension IS NOT NULL
+       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id
