@@ -73,7 +73,10 @@ Value = Entry | Commit | Sealed
 
 @dataclass(slots=True)
 class Work:
-    """A key taken to be worked on. ``lsn`` is the version its write carries; ``hash`` is set once the text is known."""
+    """A key taken to be worked on. ``lsn`` is the version its write carries; ``hash`` is set once the text is known.
+
+    ``landed``: it is settled or was put back; its claim is not its own any more.
+    """
 
     key: Key
     kind: Kind
@@ -83,6 +86,7 @@ class Work:
     lsn: int
     hash: bytes = b""
     tokens: int = 0
+    landed: bool = False
 
 
 @dataclass(slots=True)
@@ -222,9 +226,9 @@ class DirtyKeys:
         return self._truncation
 
     def truncated(self, commit: Commit) -> None:
-        """Note that the destination holds nothing older than ``commit``."""
-        commit.outstanding -= 1
+        """Note that the destination holds nothing older than ``commit``; a later truncation is still due."""
         if self._truncation is commit:
+            commit.outstanding -= 1
             self._truncation = None
 
     def take(self, rows: int, text_bytes: int) -> list[Work]:
@@ -265,12 +269,21 @@ class DirtyKeys:
         return works
 
     def settle(self, work: Work) -> None:
-        """Note that ``work`` is done, durably, one way or another."""
+        """Note that ``work`` is done, durably, one way or another. A work that has landed already is left alone."""
+        if work.landed:
+            return
+        work.landed = True
         work.receipt.outstanding -= 1
         self._land(work.key)
 
     def requeue(self, work: Work, kind: Kind | None = None) -> None:
-        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void."""
+        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void.
+
+        A work that has landed already is left alone: who is cancelled at the very moment of a write cannot tell.
+        """
+        if work.landed:
+            return
+        work.landed = True
         key = work.key
         self._land(key)
         if self._pending(key) is not None:

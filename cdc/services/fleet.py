@@ -23,6 +23,7 @@ from cdc.services.gate import ModelGate
 from cdc.services.intake import Intake, Lane
 from cdc.services.pipeline import Pipeline, Tuning
 from cdc.services.scan import Progress
+from cdc.services.tasks import end
 from cdc.status import PipelineState, PipelineStatus
 
 log = structlog.get_logger()
@@ -234,7 +235,7 @@ class Fleet:
     async def _backfilled(self, member: Member) -> None:
         """A scan is complete: say so, and see to the index."""
         assert member.followed is not None
-        member.state, member.reason = PipelineState.READY, ""
+        member.state, member.reason, member.tries = PipelineState.READY, "", 0
         log.info("reconcile_finished", pipeline=member.wanted.name)
         await self._registry.finish_requests(member.followed.id)
         self._wake()
@@ -261,7 +262,10 @@ class Fleet:
         if isinstance(exc, Fenced):
             self.fenced = exc
         member.task = None
+        first = member.tries == 0
         self._fail(member, exc or WalvecError("The pipeline ended by itself."))
+        if first:  # perhaps the table has just changed: it is made anew at once, and only a second failure is an error
+            member.state, member.retry_at = PipelineState.WAITING, 0.0
         self._wake()
 
     def _fail(self, member: Member, exc: BaseException) -> None:
@@ -297,9 +301,7 @@ class Fleet:
     async def _halt(member: Member) -> None:
         tasks = [task for task in (member.task, member.indexing) if task is not None]
         member.task = member.indexing = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     async def _leave(self, name: str) -> None:
         member = self.members.pop(name, None)

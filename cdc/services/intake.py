@@ -163,6 +163,7 @@ class Intake:
         with self.lock:
             self.ledger = Ledger()
             self.gap = ""
+            self.ack_limit = 0  # what was reserved was reserved for the connection that ended
             self._relations.clear()
             self._readers.clear()
             self._runs.clear()

@@ -20,6 +20,7 @@ from cdc.services.delivery import Delivery, ModelAway
 from cdc.services.desk import Desk
 from cdc.services.gate import ModelGate, Priority
 from cdc.services.scan import Progress, Scan
+from cdc.services.tasks import end
 from cdc.services.writer import Writer
 
 T = TypeVar("T")
@@ -132,9 +133,7 @@ class Pipeline:
                 finished.result()
         finally:
             tasks = [*parts, *self._windows, *([self._loading] if self._loading is not None else [])]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             self._failure.cancel()
 
     async def _dispatch(self) -> None:

@@ -48,6 +48,7 @@ class Writer:
         self.embeddings = 0
         self.dequeued = 0
         self.buried = 0
+        self._ended = False
         self.recent_errors: deque[dict[str, object]] = deque(maxlen=RECENT)
 
     async def put(self, write: Write) -> None:
@@ -55,20 +56,28 @@ class Writer:
 
         Raises:
             RowRefused: the database refused a value of this very write; nothing of it was written.
+            Unavailable: the writer has ended.
             WalvecError: the pipeline cannot go on; nothing of the write is settled.
         """
+        if self._ended:
+            raise Unavailable("The pipeline is ending.")
         item = _Waiting(write, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         self._wake.set()
         await item.done
 
     async def run(self) -> None:
-        """Write until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._write(self._next())
+        """Write until cancelled. Nobody may wait for it afterwards."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    await self._write(self._next())
+        finally:
+            self._ended = True
+            for item in self._waiting:
+                item.done.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Take the writes that can share a transaction with the first one."""

@@ -129,6 +129,16 @@ def test_a_second_truncation_stands_for_the_first(dirty):
     assert (first.outstanding, second.outstanding) == (0, 1)
 
 
+def test_a_truncation_that_comes_while_another_is_carried_out_is_still_due(dirty):
+    first, second = commit(1), commit(2)
+    dirty.truncate(first)
+    dirty.truncate(second)
+    dirty.truncated(first)
+    assert (first.outstanding, second.outstanding, dirty.truncation) == (0, 1, second)
+    dirty.truncated(second)
+    assert (first.outstanding, second.outstanding, dirty.truncation) == (0, 0, None)
+
+
 def test_a_million_keys_drain_in_linear_time_and_keep_their_order(dirty):
     one = commit(1)
     for n in range(200_000):

@@ -177,13 +177,17 @@ class DirtyMachine(RuleBasedStateMachine):
             del self.queue[work.key]
         self.written = max(self.written, work.lsn)
         self.dirty.settle(work)
+        self.dirty.requeue(work)  # cancelled at the very moment of its write
 
     @precondition(lambda self: self.working)
-    @rule(index=st.integers(0, 50))
-    def give_back(self, index: int) -> None:
-        """The model is away: the work goes back as it is."""
+    @rule(index=st.integers(0, 50), again=st.booleans())
+    def give_back(self, index: int, again: bool) -> None:
+        """The model is away: the work goes back as it is; who was cancelled meanwhile may say so twice."""
         work, _ = self.working.pop(index % len(self.working))
         self.dirty.requeue(work)
+        if again:
+            self.dirty.requeue(work)
+            self.dirty.settle(work)
 
     @precondition(lambda self: self.dirty.truncation is not None and not self.working)
     @rule()
