@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import re
 import threading
 from collections.abc import Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,12 +147,17 @@ def columns_of(conn: psycopg.Connection[Any], table: str, key: Sequence[str]) ->
     return [name for (name,) in rows]
 
 
+def canonical(key: Sequence[str]) -> tuple[str, ...]:
+    """Return a key so that equal keys are equal: 1.0 and 1.00 are the same number, and one stays where it is."""
+    return tuple(str(Decimal(cell).normalize()) if re.fullmatch(r"\d+\.\d+", cell) else cell for cell in key)
+
+
 def wanted(conn: psycopg.Connection[Any], table: str, key: Sequence[str]) -> tuple[int, dict[tuple[str, ...], str]]:
     """How many rows the source has, and the text of each that has one, by key."""
     names = columns_of(conn, table, key)
     picked = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in (*key, *names))
     rows = conn.execute(sql.SQL("SELECT {} FROM {}").format(picked, sql.Identifier(table))).fetchall()
-    texts = {row[: len(key)]: text_of(names, row[len(key) :]) for row in rows}
+    texts = {canonical(row[: len(key)]): text_of(names, row[len(key) :]) for row in rows}
     return len(rows), {k: text for k, text in texts.items() if text is not None}
 
 
@@ -160,7 +167,7 @@ def assert_in_step(conn: psycopg.Connection[Any], table: str, key: Sequence[str]
     picked = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in key)
     query = sql.SQL("SELECT {}, chunk, source_hash, embedding::real[] FROM {}")
     stored = conn.execute(query.format(picked, sql.Identifier(f"{table}_embeddings")), binary=True).fetchall()
-    found = {row[: len(key)]: (row[-2], np.asarray(row[-1], np.float32)) for row in stored}
+    found = {canonical(row[: len(key)]): (row[-2], np.asarray(row[-1], np.float32)) for row in stored}
     assert len(found) == len(stored), f"{table}: duplicates"
     missing, orphaned = sorted(set(texts) - set(found)), sorted(set(found) - set(texts))
     assert not missing and not orphaned, f"{table}: missing {missing[:5]}, orphaned {orphaned[:5]}"
