@@ -38,7 +38,7 @@ class Wanted:
 
     ``digest`` changes when the pipeline must be made anew; ``storage`` when its rows may have changed with no event.
     ``fault`` says why it cannot run; ``id`` is its row in the control schema, None while it has none;
-    ``target_gone`` is true where somebody dropped its destination.
+    ``target_gone`` is true where somebody dropped its destination; ``warning`` says what it misses though it runs.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Wanted:
     fault: WalvecError | None = None
     id: int | None = None
     target_gone: bool = False
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

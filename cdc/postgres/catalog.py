@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -31,7 +31,8 @@ class PublishedTable:
     """A table that the publication names.
 
     ``streamed_as`` are the names under which its changes arrive: its own, or those of its partitions. ``storage``
-    changes whenever rows may have changed with no event: a rewrite, a partition attached or truncated.
+    changes whenever rows may have changed with no event: a rewrite, a partition attached or truncated. ``complete``:
+    inserts, updates, deletes and truncates are all published.
     """
 
     oid: int
@@ -43,6 +44,7 @@ class PublishedTable:
     row_filter: str
     streamed_as: tuple[Table, ...]
     storage: str
+    complete: bool = True
 
     @property
     def shape(self) -> str:
@@ -52,7 +54,7 @@ class PublishedTable:
             for column in self.columns
             if column.name in self.key_names or (column.name in self.published and is_text_like(column))
         ]
-        parts = (self.oid, relevant, self.key_names, self.row_filter, self.replica_identity)
+        parts = (self.oid, relevant, self.key_names, self.row_filter, self.replica_identity, self.complete)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def source(self, text_names: Sequence[str] | None = None) -> Source:
@@ -178,7 +180,8 @@ async def discover(
         return None, []
     statement = tables_statement(connection.info.server_version)
     cursor = await connection.execute(statement, params, prepare=True)
-    return Publication(*row), tables_of(await cursor.fetchall())
+    found = Publication(*row)
+    return found, [replace(table, complete=found.complete) for table in tables_of(await cursor.fetchall())]
 
 
 def source_of(

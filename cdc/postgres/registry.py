@@ -246,7 +246,14 @@ class PostgresRegistry:
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         mode, paused = (row.mode, row.paused) if row else ("Background", False)
         id, target_gone = (row.id, row.target_gone) if row else (None, False)
-        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone)
+        warning = ""
+        if not table.complete:
+            warning = (
+                f'The publication "{self._settings.publication}" leaves out inserts, updates, deletes or truncates, so '
+                "embeddings fall behind until the next reconcile. "
+                f"ALTER PUBLICATION {self._settings.publication} SET (publish = 'insert, update, delete, truncate');"
+            )
+        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone, warning)
 
     @staticmethod
     def _source(table: PublishedTable, row: Stored | None) -> Source:

@@ -198,6 +198,10 @@ class PostgresStream:
             self.failure = classify(exc)
         except Exception as exc:  # a bug must end the stream, not be passed over with its changes
             self.failure = Unavailable(f"Reading the stream failed: {type(exc).__name__}: {exc}.")
+        if self.failure is not None:
+            # At once: the event loop may be waiting for this very server, and a server that stops waits for us.
+            with contextlib.suppress(psycopg.Error, OSError):
+                self._connection.close()
         if not self._stopping:
             self._ended()
 

@@ -168,9 +168,11 @@ class Engine:
             return
         pause = backoff_s(min(attempt, 8), most=5.0)
         if isinstance(exc, SlotInUse):
+            self._database_ok = True
             self._set_slot(SlotState.STANDBY, str(exc))
             pause = 1.0
         elif isinstance(exc, PublicationMissing):
+            self._database_ok = True
             self._set_slot(SlotState.PUBLICATION_MISSING, str(exc))
             await self._say_slot()
             pause = 1.0

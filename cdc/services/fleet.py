@@ -111,6 +111,8 @@ class Fleet:
         fresh: list[Member] = []
         for want in wanted:
             member = self.members.get(want.name)
+            if want.warning and (member is None or member.wanted.warning != want.warning):
+                log.warning("publication_incomplete", pipeline=want.name, message=want.warning)
             if member is None:
                 log.info("table_added", pipeline=want.name)
                 member = self.members[want.name] = Member(want)
@@ -365,7 +367,7 @@ class Fleet:
             mode=want.mode,
             model=self._gate.model.name,
             state=PipelineState.PAUSED if want.paused else member.state,
-            reason=member.reason,
+            reason=member.reason or want.warning,
             unprocessed_rows=unprocessed,
             source_records=pipeline.desk.count.counted.rows,
             embeddings=pipeline.writer.embeddings,

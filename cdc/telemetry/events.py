@@ -23,6 +23,7 @@ EVENTS: dict[str, str] = {
     "server_notice": "PostgreSQL sent a notice on the replication connection.",
     # publication and pipelines
     "publication_missing": "The publication does not exist; nothing is captured until it is back.",
+    "publication_incomplete": "The publication leaves out a kind of change; embeddings fall behind until a reconcile.",
     "publication_restored": "The publication is back; every pipeline is reconciled.",
     "table_added": "A table joined the publication; its pipeline starts with a reconcile.",
     "table_left": "A table left the publication; its destination is no longer maintained.",
