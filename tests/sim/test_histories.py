@@ -5,6 +5,7 @@ A failing history is printed as a program of rules, with what replays it. ``SIM_
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from dataclasses import replace
@@ -55,10 +56,8 @@ class Histories(RuleBasedStateMachine):
 
     def run(self, query: str, params: Any = None) -> None:
         """Execute; a key that exists already, or a row that breaks a rule, is part of life."""
-        try:
+        with contextlib.suppress(psycopg.errors.IntegrityError):
             self.conn.execute(query, params)
-        except psycopg.errors.IntegrityError:
-            pass
 
     # -- rows -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the tests of whole histories share: a consumer in this process, and the truth that embeddings are held against."""
+"""What tests of whole histories share: a consumer in this process, and the truth that embeddings are held against."""
 
 from __future__ import annotations
 
