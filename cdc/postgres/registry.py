@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import psycopg
@@ -280,6 +280,8 @@ class PostgresRegistry:
         if reason is not None and row.scan.reason is None:
             await self.need_reconcile(reason, row.id)
         await self._redefine(row, table, source, destination, config, width)
+        kind = destination.vector.name
+        self._tables[name] = (table, replace(row, dimension=width, vector_type=kind))
         definition = Definition(
             row.id, name, source, row.target, row.column, destination.vector, self._settings.model, width, config,
             self._epoch, self._settings.schema,
