@@ -22,9 +22,11 @@ from cdc.postgres.connect import connect_sync, parse_dsn
 from cdc.postgres.registry import PostgresRegistry
 from cdc.postgres.replication import open_stream
 from cdc.postgres.search import nearest, searchable
+from cdc.postgres.session import ControlSession
+from cdc.postgres.slotkeeper import PostgresSlotKeeper
 from cdc.postgres.sync import Sync
 from cdc.postgres.verify import Sample, Verifier
-from cdc.services.engine import Engine, EngineSettings
+from cdc.services.engine import Engine, EngineSettings, Places
 from cdc.services.pipeline import Tuning
 from cdc.status import EngineStatus
 from cdc.telemetry import logs
@@ -128,6 +130,7 @@ def make_model(settings: Settings) -> EmbedderModel:
 def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> Engine:
     """Return a consumer, not yet running. Call it where an event loop runs."""
     tuning = Tuning(settings.batch_rows, settings.batch_delay_ms / 1000, settings.max_attempts)
+    control = ControlSession(settings)
     return Engine(
         EngineSettings(
             slot=settings.slot,
@@ -137,10 +140,13 @@ def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> E
             inflight=settings.inflight,
             tuning=tuning,
         ),
-        PostgresRegistry(settings),
+        Places(
+            PostgresSlotKeeper(control, lambda message: log.warning("slot_waiting", message=message)),
+            PostgresRegistry(control),
+            lambda listener, ended: open_stream(settings, listener, ended),
+        ),
         model,
         metrics,
-        lambda listener, ended: open_stream(settings, listener, ended),
     )
 
 

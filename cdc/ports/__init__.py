@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from cdc.ports.model import EmbedFailed, Model
-from cdc.ports.registry import Followed, PipelineReport, Registry, Route, ScanPoint, SlotView, Stream, Wanted
+from cdc.ports.registry import (
+    Followed,
+    PipelineReport,
+    Registry,
+    Route,
+    ScanPoint,
+    SlotKeeper,
+    SlotView,
+    Stream,
+    Wanted,
+)
 from cdc.ports.target import DeadLetter, Difference, Page, Reread, Target, Vectors, Write, Written
 from cdc.ports.watching import EngineView, Observer
 
@@ -21,6 +31,7 @@ __all__ = [
     "Reread",
     "Route",
     "ScanPoint",
+    "SlotKeeper",
     "SlotView",
     "Stream",
     "Target",

@@ -93,8 +93,8 @@ class PipelineReport:
     lag_seconds: float
 
 
-class Registry(Protocol):
-    """The control schema, the catalogue and the slot: what is to run, and who runs it."""
+class SlotKeeper(Protocol):
+    """The replication slot, and who holds it."""
 
     async def open(self) -> None:
         """Check the server and make what is missing: control schema, extension, slot.
@@ -115,6 +115,26 @@ class Registry(Protocol):
     async def renew_slot(self) -> None:
         """Drop what is left of a lost slot, make a new one, and have everything reconciled."""
         ...
+
+    async def slot(self) -> SlotView:
+        """Return the slot as it is now."""
+        ...
+
+    async def reserve(self, limit: int) -> None:
+        """Make it durable that nothing beyond ``limit`` has been acknowledged."""
+        ...
+
+    async def publish_slot(self, state: str, reason: str) -> None:
+        """Write where the consumer stands with its slot."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        ...
+
+
+class Registry(Protocol):
+    """The control schema and the catalogue: what is to run."""
 
     async def wanted(self) -> list[Wanted]:
         """Return the pipelines that should run. Raises PublicationMissing."""
@@ -161,28 +181,12 @@ class Registry(Protocol):
         """Write what the pipelines say about themselves."""
         ...
 
-    async def publish_slot(self, state: str, reason: str) -> None:
-        """Write where the consumer stands with its slot."""
-        ...
-
-    async def slot(self) -> SlotView:
-        """Return the slot as it is now."""
-        ...
-
-    async def reserve(self, limit: int) -> None:
-        """Make it durable that nothing beyond ``limit`` has been acknowledged."""
-        ...
-
     async def writers(self, name: str) -> frozenset[str]:
         """Return the open transactions that have written the table of ``name``."""
         ...
 
     async def build_index(self, name: str) -> str:
         """Build the approximate index of ``name`` if it is wanted and missing; say in a word what was done."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of the connections."""
         ...
 
 

@@ -13,6 +13,7 @@ EVENTS: dict[str, str] = {
     "database_unavailable": "PostgreSQL cannot be reached; trying again with backoff.",
     "database_recovered": "PostgreSQL answers again.",
     "schema_migrated": "The control schema was created or brought up to date.",
+    "slot_waiting": "The server waits for older transactions to end before it can make the slot.",
     "slot_created": "A replication slot was created.",
     "slot_connecting": "Replication is being started.",
     "slot_streaming": "Replication has started.",
