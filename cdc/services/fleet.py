@@ -316,8 +316,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop all pipelines. What they had pending was not acknowledged, and comes again."""
-        for member in self.members.values():
-            await self._halt(member)
+        await asyncio.gather(*(self._halt(member) for member in self.members.values()))
         self._intake.attach([])
         self.members.clear()
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from cdc.app import make_engine, make_model
+from cdc.app import EmbedderModel, make_engine, make_model
 from cdc.config import Settings, load
 from cdc.postgres.sync import Sync
 from cdc.services.engine import Engine
@@ -36,8 +36,9 @@ def settings_for(url: str, **variables: str) -> Settings:
 class EngineThread:
     """The consumer in a thread of this process, with a loop of its own: quick to start, stop, and cut off."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make: Callable[[Settings], EmbedderModel] = make_model) -> None:
         self.settings = settings
+        self._make = make
         self.metrics = Metrics()
         self.error: BaseException | None = None
         self._ready = threading.Event()
@@ -60,7 +61,7 @@ class EngineThread:
             self.error = exc
 
     async def _main(self) -> None:
-        model = make_model(self.settings)
+        model = self._make(self.settings)
         self.engine = make_engine(self.settings, model, self.metrics)
         self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(self.engine.run())
         self._ready.set()
