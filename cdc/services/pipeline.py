@@ -141,9 +141,9 @@ class Pipeline:
             await self._wake.wait()
             self._wake.clear()
             await self._truncate()
-            while len(self._windows) < WINDOWS and not self.paused:
-                if not self._gate.is_up:
-                    await self._gate.ready()
+            # While the model is away nothing is taken, and the engine's next turn looks again: a truncation, which
+            # needs no model, must not wait for it.
+            while len(self._windows) < WINDOWS and not self.paused and self._gate.is_up:
                 if self._tuning.batch_delay_s and 0 < self.desk.dirty.stream_rows < self._tuning.batch_rows:
                     await asyncio.sleep(self._tuning.batch_delay_s)
                 self._load_soon()
