@@ -68,6 +68,9 @@ class Entry:
 Sealed = tuple[bytes, Callable[[bytes], bytes | Unchanged | None], Commit]
 """An inserted row as it came, what reads its text (UNCHANGED: it cannot), and its commit. Who takes it reads it."""
 
+SEALED_BYTES = 100
+"""What a sealed row takes beyond its own bytes: the objects that hold it. There are hundreds of thousands of them."""
+
 Value = Entry | Commit | Sealed
 
 
@@ -164,7 +167,7 @@ class DirtyKeys:
         It is not where one of the keys is known already: then each must be marked by itself.
         """
         budget = self._budget
-        size = sum(map(len, rows))
+        size = sum(map(len, rows)) + SEALED_BYTES * len(rows)
         fresh: dict[Key, Value]
         if budget.text_bytes + size <= budget.max_text_bytes:
             fresh = dict(zip(keys, [(row, read, commit) for row in rows], strict=True))
@@ -390,7 +393,7 @@ class DirtyKeys:
             return Work(key, _REREAD, None, value, value.time_us, value.lsn)
         if isinstance(value, tuple):
             row, read, commit = value
-            self._budget.text_bytes -= len(row)
+            self._budget.text_bytes -= _size(value)
             text = read(row)
             if text is UNCHANGED:
                 return Work(key, _REREAD, None, commit, commit.time_us, commit.lsn)
@@ -453,5 +456,5 @@ def _receipt(value: Value) -> Receipt:
 def _size(value: Value) -> int:
     """Return what the value counts for in the text budget, in bytes."""
     if isinstance(value, tuple):
-        return len(value[0])
+        return len(value[0]) + SEALED_BYTES
     return len(value.text) if isinstance(value, Entry) and value.text is not None else 0

@@ -175,6 +175,8 @@ class Intake:
                 desk.dirty.disconnect()
                 desk.count.forget()
                 desk.gaps.clear()
+            # Desks that were let go before still had their share: nothing of them is pending any more.
+            self.budget.rows = self.budget.text_bytes = 0
 
     def acknowledged(self) -> int:
         """Return the furthest position that may be acknowledged; none while a gap is not durably known.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdc.errors import DecodeError
 from cdc.flow.counts import SourceCount
-from cdc.flow.dirty import Budget, DirtyKeys, Kind, Work
+from cdc.flow.dirty import SEALED_BYTES, Budget, DirtyKeys, Kind, Work
 from cdc.ports import Route
 from cdc.rows import Column, Table
 from cdc.services.desk import Desk
@@ -148,7 +148,7 @@ def test_sealed_text_counts_against_the_budget_and_a_row_is_read_when_it_is_take
     side = Side(sealing=True, max_text_bytes=1000)
     rows = [insert(b"1", b"one"), insert(b"2", b"two")]
     side.feed(commit_of(*rows))
-    assert side.budget.text_bytes == sum(map(len, rows))
+    assert side.budget.text_bytes == sum(map(len, rows)) + 2 * SEALED_BYTES
     assert [work.text for work in side.desk.dirty.take(9, 99)] == [b"a: one", b"a: two"]
     assert side.budget.text_bytes == 0
 
@@ -164,3 +164,11 @@ def test_a_broken_key_ends_the_connection():
     side = Side(sealing=True, max_text_bytes=1000)
     with pytest.raises(DecodeError):
         side.feed(commit_of(insert(b"1234567890", b"")[:42]))
+
+
+def test_a_new_connection_begins_with_an_empty_budget_also_when_the_pipelines_had_gone_before():
+    side = Side(sealing=True, max_text_bytes=1000)
+    side.feed(commit_of(insert(b"1", b"one"), insert(b"2", b"two")))
+    side.intake.attach([])  # as when the fleet stops
+    side.intake.reset()
+    assert side.budget.rows == side.budget.text_bytes == 0 and not side.intake.is_full

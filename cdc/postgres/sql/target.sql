@@ -117,7 +117,9 @@ WITH fence AS MATERIALIZED (
 dequeued AS (
     DELETE FROM {schema}.dirty AS d
     USING fence, unnest(%(done_keys)s::text[], %(done_lsns)s::pg_lsn[]) AS u (key, lsn)
-    WHERE d.pipeline_id = %(pipeline)s AND d.key = u.key AND d.lsn <= u.lsn
+    CROSS JOIN LATERAL (SELECT q.ctid AS place FROM {schema}.dirty AS q
+                        WHERE q.pipeline_id = %(pipeline)s AND q.key = u.key OFFSET 0) AS q
+    WHERE d.ctid = q.place AND d.lsn <= u.lsn
     RETURNING 1
 ), mended AS (
     DELETE FROM {schema}.dead_letters AS d
@@ -262,10 +264,10 @@ SELECT (SELECT embeddings FROM counted), (SELECT count(*) FILTER (WHERE fresh) F
 -- name: dequeue
 -- Lease the oldest keys: other workers skip what is leased or locked, and an abandoned lease runs out by itself.
 UPDATE {schema}.dirty AS d SET leased_until = now() + interval '60 s'
-FROM (SELECT q.key FROM {schema}.dirty AS q
+FROM (SELECT q.ctid AS place FROM {schema}.dirty AS q
       WHERE q.pipeline_id = %(pipeline)s AND (q.leased_until IS NULL OR q.leased_until < now())
       ORDER BY q.queued_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS q
-WHERE d.pipeline_id = %(pipeline)s AND d.key = q.key
+WHERE d.ctid = q.place
 RETURNING d.key, d.lsn
 
 -- name: queued
