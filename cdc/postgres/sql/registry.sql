@@ -33,7 +33,11 @@ SELECT epoch FROM taken
 
 -- name: adopt
 -- What the previous holder said about its pipelines is not true any more.
-UPDATE {schema}.progress AS g SET epoch = %(epoch)s, state = 'waiting', reason = ''
+-- Positions beyond the end of the log are of another history: this database was restored from a dump.
+UPDATE {schema}.progress AS g
+SET epoch = %(epoch)s, state = 'waiting', reason = '',
+    written_lsn = LEAST(g.written_lsn, pg_catalog.pg_current_wal_insert_lsn()),
+    counted_lsn = CASE WHEN g.counted_lsn <= pg_catalog.pg_current_wal_insert_lsn() THEN g.counted_lsn ELSE '0/0' END
 FROM {schema}.pipelines AS p WHERE p.id = g.pipeline_id AND p.slot = %(slot)s
 
 -- name: reserve
@@ -45,8 +49,10 @@ UPDATE {schema}.slots SET ack_limit = %(limit)s WHERE slot = %(slot)s
 
 -- name: release_leases
 -- What the previous holder had leased of the durable queue is free again.
-UPDATE {schema}.dirty AS d SET leased_until = NULL
-FROM {schema}.pipelines AS p WHERE p.id = d.pipeline_id AND p.slot = %(slot)s AND d.leased_until IS NOT NULL
+UPDATE {schema}.dirty AS d SET leased_until = NULL, lsn = LEAST(d.lsn, pg_catalog.pg_current_wal_insert_lsn())
+FROM {schema}.pipelines AS p
+WHERE p.id = d.pipeline_id AND p.slot = %(slot)s
+  AND (d.leased_until IS NOT NULL OR d.lsn > pg_catalog.pg_current_wal_insert_lsn())
 
 -- name: moved
 UPDATE {schema}.pipelines SET storage = %(storage)s WHERE id = %(pipeline)s

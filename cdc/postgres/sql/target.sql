@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS {target} (
 
 -- name: write_versioned
 -- Rows whose text came with the WAL: the commit's position decides, so a replay or a late finisher never goes backwards.
+-- A position beyond the end of the log is of another history, from before a dump and restore, and decides nothing.
 -- One statement is one transaction: fence, vectors, removals, queue, dead letters, counts and checkpoint.
 WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
@@ -43,11 +44,13 @@ WITH fence AS MATERIALIZED (
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
     WHERE e.source_lsn IS NULL OR e.source_lsn <= excluded.source_lsn
+       OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING (e.xmax = 0) AS fresh
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}, %(gone_lsns)s::pg_lsn[]) AS u ({keys}, walvec_lsn)
-    WHERE {e_is_u} AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn)
+    WHERE {e_is_u} AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn
+                        OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn())
     RETURNING 1
 ), {bookkeeping}
 
@@ -66,6 +69,7 @@ WITH fence AS MATERIALIZED (
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
     WHERE e.source_lsn IS NULL OR e.source_lsn <= excluded.source_lsn
+       OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING (e.xmax = 0) AS fresh
 ), removed AS (
     DELETE FROM {target} AS e
@@ -226,7 +230,7 @@ WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
 ), removed AS (
     DELETE FROM {target} AS e USING fence
-    WHERE e.source_lsn IS NULL OR e.source_lsn <= %(lsn)s::pg_lsn
+    WHERE e.source_lsn IS NULL OR e.source_lsn <= %(lsn)s::pg_lsn OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING 1
 ), dequeued AS (
     DELETE FROM {schema}.dirty AS d USING fence WHERE d.pipeline_id = %(pipeline)s AND d.lsn <= %(lsn)s::pg_lsn
