@@ -45,7 +45,8 @@ def start(cluster: Cluster) -> Iterator[Start]:
             if role:
                 password = secrets.token_hex(8)
                 journey.sql(f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD '{password}'")
-                journey.sql(f"GRANT CREATE ON DATABASE {journey.slot} TO {role}; GRANT CREATE ON SCHEMA public TO {role}")
+                journey.sql(f"GRANT CREATE ON DATABASE {journey.slot} TO {role}")
+                journey.sql(f"GRANT CREATE ON SCHEMA public TO {role}")
                 stack.callback(journey.forget_role, role)
                 journey.use(make_conninfo(journey.database.dsn(), user=role, password=password))
             if before:

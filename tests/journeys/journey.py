@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
@@ -52,26 +53,27 @@ def text_of(names: Sequence[str], values: Sequence[str | None]) -> str | None:
     return "\n".join(f"{name}: {value}" for name, value in kept) or None
 
 
-def vector_of(text: str) -> np.ndarray:
+def vector_of(text: str) -> np.ndarray[Any, Any]:
     """The ``hash`` runtime as CONTRACT 3 defines it."""
     digest = hashlib.shake_256(text.encode()).digest(2 * DIMENSION)
     vector = np.frombuffer(digest, "<i2").astype("float32")
-    return vector / np.linalg.norm(vector)
+    unit: np.ndarray[Any, Any] = vector / np.linalg.norm(vector)
+    return unit
 
 
-def expected(conn: psycopg.Connection[Any], table: Watched) -> dict[tuple[str, ...], np.ndarray]:
+def expected(conn: psycopg.Connection[Any], table: Watched) -> dict[tuple[str, ...], np.ndarray[Any, Any]]:
     """The vectors that should be there, by key in text form."""
     columns = sql.SQL(", ").join(
         sql.SQL("{}::text").format(sql.Identifier(name)) for name in (*table.key, *table.text)
     )
-    where = sql.SQL("WHERE " + table.rows) if table.rows else sql.SQL("")  # type: ignore[arg-type]
+    where = sql.SQL("WHERE " + table.rows) if table.rows else sql.SQL("")
     found = conn.execute(sql.SQL("SELECT {} FROM {} {}").format(columns, table.source, where)).fetchall()
     width = len(table.key)
     texts = {row[:width]: text_of(table.text, row[width:]) for row in found}
     return {key: vector_of(text) for key, text in texts.items() if text is not None}
 
 
-def stored(conn: psycopg.Connection[Any], table: Watched) -> dict[tuple[str, ...], np.ndarray]:
+def stored(conn: psycopg.Connection[Any], table: Watched) -> dict[tuple[str, ...], np.ndarray[Any, Any]]:
     """The vectors that are there, by key in text form."""
     keys = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in table.key)
     found = conn.execute(
@@ -145,6 +147,11 @@ class Journey:
         """Have the consumer connect as this says."""
         self.consumer.environment["WALVEC_DATABASE_URL"] = url
 
+    def reconnect(self) -> None:
+        """Connect anew, after the server was away."""
+        self.conn.close()
+        self.conn = self.database.connect()
+
     def forget_role(self, role: str) -> None:
         """Drop a role and what it owns in this database, its sessions first."""
         self.consumer.__exit__(None, None, None)
@@ -152,7 +159,7 @@ class Journey:
         self.sql(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
     def sql(self, statement: str, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
-        cursor = self.conn.execute(statement, params)  # type: ignore[call-overload]
+        cursor = self.conn.execute(statement, params)
         return cursor.fetchall() if cursor.description else []
 
     def value(self, statement: str, params: Sequence[Any] | None = None) -> Any:
@@ -196,15 +203,14 @@ class Journey:
     def converge(self, *tables: Watched, timeout_s: float = 15.0) -> None:
         """See every table become exactly right by itself, without asking walvec."""
         for table in tables:
-            eventually(lambda table=table: self._right(table), timeout_s,  # type: ignore[misc]
-                       lambda table=table: self._why(table))  # type: ignore[misc]  # fmt: skip
+            eventually(partial(self._right, table), timeout_s, partial(self._why, table))
 
     def verified(self, *pipelines: str) -> None:
-        """See ``walvec verify`` find every pipeline equal, and at least these ones there."""
-        rows = self.consumer.verify()
+        """See ``walvec verify`` find these pipelines equal; without a name, all there are."""
+        rows = [row for row in self.consumer.verify() if not pipelines or row["pipeline"] in pipelines]
         wrong = [row for row in rows if row["missing"] or row["stale"] or row["orphaned"] or row["duplicate"]]
         assert not wrong, wrong
-        assert set(pipelines) <= {row["pipeline"] for row in rows}
+        assert {row["pipeline"] for row in rows} >= set(pipelines)
 
     def _right(self, table: Watched) -> bool:
         return not differences(self.conn, table)

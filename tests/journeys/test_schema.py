@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import psycopg
 import pytest
 
@@ -38,7 +40,7 @@ def witness(shared: Journey) -> Watched:
 
 
 def carries_on(journey: Journey, witness: Watched) -> None:
-    journey.sql("INSERT INTO witness SELECT max(id) + 1, 'row ' || max(id) FROM witness")
+    journey.sql(f"INSERT INTO {witness.name} SELECT max(id) + 1, 'row ' || max(id) FROM {witness.name}")
     journey.converge(witness, timeout_s=5)
 
 
@@ -104,15 +106,14 @@ def test_the_key_is_retyped_or_replaced(shared: Journey, witness: Watched) -> No
     shared.sql("ALTER PUBLICATION walvec ADD TABLE rekeyed")
     shared.settle(Watched("rekeyed", text=("code", "body")))
     shared.sql("ALTER TABLE rekeyed ALTER id TYPE bigint; INSERT INTO rekeyed VALUES (5000000000, 'big', 'big')")
-    why = in_error(shared, "public.rekeyed", "rekeyed_embeddings")
-    assert "drop" in why.lower()
+    in_error(shared, "public.rekeyed", "rekeyed_embeddings", "integer", "bigint", "drop it")
     carries_on(shared, witness)
-    shared.sql("DROP TABLE rekeyed_embeddings")
+    shared.sql("ALTER TABLE public.rekeyed_embeddings ALTER COLUMN id TYPE bigint")  # as the sentence says
     shared.converge(Watched("rekeyed", text=("code", "body")), timeout_s=10)
     shared.sql("ALTER TABLE rekeyed DROP CONSTRAINT rekeyed_pkey, ADD PRIMARY KEY (code)")
-    in_error(shared, "public.rekeyed", "rekeyed_embeddings")
-    shared.sql("DROP TABLE rekeyed_embeddings")
-    shared.converge(Watched("rekeyed", key=("code",), text=("body",)), timeout_s=10)
+    in_error(shared, "public.rekeyed", "rekeyed_embeddings", "no column code", "Rename or drop")
+    carries_on(shared, witness)
+    shared.sql("DROP TABLE rekeyed, rekeyed_embeddings")
 
 
 def test_changes_without_events(shared: Journey) -> None:
@@ -126,16 +127,22 @@ def test_changes_without_events(shared: Journey) -> None:
     shared.sql("ALTER TABLE rewrite ADD c text DEFAULT 'c' || random()")
     shared.converge(Watched("rewrite", text=("a", "b", "c")), timeout_s=6)
     shared.sync()
-    shared.sql("VACUUM FULL rewrite; UPDATE rewrite SET b = 'late' WHERE id = 1")
+    shared.sql("VACUUM FULL rewrite")
+    shared.sql("UPDATE rewrite SET b = 'late' WHERE id = 1")
     shared.settle(Watched("rewrite", text=("a", "b", "c")))
 
 
-def test_generated_columns_are_not_text_where_the_server_does_not_send_them(shared: Journey) -> None:
-    shared.sql("CREATE TABLE gen (id int PRIMARY KEY, body text, up text GENERATED ALWAYS AS (upper(body)) STORED)")
-    shared.sql("INSERT INTO gen VALUES (1, 'one'); ALTER PUBLICATION walvec ADD TABLE gen")
-    shared.settle(Watched("gen"))
-    shared.sql("INSERT INTO gen VALUES (2, 'two'); UPDATE gen SET body = 'uno' WHERE id = 1")
-    shared.settle(Watched("gen"))
+def test_generated_columns_are_text_also_where_the_server_does_not_send_them(shared: Journey) -> None:
+    kinds = ["STORED", "VIRTUAL"] if shared.cluster.major == "18" else ["STORED"]
+    for kind in kinds:
+        table = Watched(f"gen_{kind.lower()}", text=("body", "up"))
+        shared.sql(f"CREATE TABLE {table.name} (id int PRIMARY KEY, body text, n int, "
+                   f"up text GENERATED ALWAYS AS (upper(body)) {kind})")  # fmt: skip
+        shared.sql(f"INSERT INTO {table.name} VALUES (1, 'one'); ALTER PUBLICATION walvec ADD TABLE {table.name}")
+        shared.settle(table)
+        shared.sql(f"INSERT INTO {table.name} VALUES (2, 'two'); UPDATE {table.name} SET body = 'uno' WHERE id = 1")
+        shared.sql(f"UPDATE {table.name} SET n = 1")
+        shared.settle(table)
 
 
 def partitioned(name: str) -> str:
@@ -252,32 +259,23 @@ def test_the_dimension_differs(start: Start) -> None:
     assert other.stop() == 0
 
 
-def test_row_level_security_is_an_error_and_never_an_empty_backfill(start: Start) -> None:
-    role = f"r{start.__hash__() & 0xffffff:x}"
-    journey = start("CREATE PUBLICATION walvec FOR TABLE locked, open", role=role, before=f"""
+def test_row_level_security_or_a_missing_grant_stops_only_its_own_table(start: Start) -> None:
+    role = f"r_{secrets.token_hex(4)}"
+    journey = start("CREATE PUBLICATION walvec FOR TABLE locked, hidden, open", role=role, before=f"""
         CREATE TABLE locked (id int PRIMARY KEY, body text); INSERT INTO locked VALUES (1, 'secret words');
+        CREATE TABLE hidden (id int PRIMARY KEY, body text); INSERT INTO hidden VALUES (1, 'secret words');
         CREATE TABLE open (id int PRIMARY KEY, body text); INSERT INTO open VALUES (1, 'one');
         ALTER TABLE locked ENABLE ROW LEVEL SECURITY; GRANT SELECT ON locked, open TO {role}""")
-    in_error(journey, "public.locked", "row-level security", "BYPASSRLS")
-    journey.converge(Watched("open"), timeout_s=5)
-    journey.sql("INSERT INTO locked VALUES (2, 'more secret words')")
-    assert "secret words" not in journey.consumer.log
-    journey.sql(f"ALTER ROLE {role} BYPASSRLS")
-    journey.consumer.kill()
-    journey.run()
-    journey.settle(Watched("locked"), Watched("open"), timeout_s=20)
-
-
-def test_a_grant_that_is_missing_stops_only_its_own_table(start: Start) -> None:
-    role = f"g{start.__hash__() & 0xffffff:x}"
-    journey = start("CREATE PUBLICATION walvec FOR TABLE hidden, open", role=role, before=f"""
-        CREATE TABLE hidden (id int PRIMARY KEY, body text); INSERT INTO hidden VALUES (1, 'one');
-        CREATE TABLE open (id int PRIMARY KEY, body text); INSERT INTO open VALUES (1, 'one');
-        GRANT SELECT ON open TO {role}""")
+    in_error(journey, "public.locked", "row-level security", "BYPASSRLS")  # and not an empty backfill
     in_error(journey, "public.hidden", "hidden", "grant")
-    journey.converge(Watched("open"), timeout_s=5)
-    journey.sql(f"GRANT SELECT ON hidden TO {role}")
-    journey.converge(Watched("hidden"), timeout_s=20)
+    journey.sql("INSERT INTO locked VALUES (2, 'more secret words')")
+    carries_on(journey, Watched("open"))
+    assert "secret words" not in journey.consumer.log
+    journey.sql(f"ALTER ROLE {role} BYPASSRLS; GRANT SELECT ON hidden TO {role}")
+    journey.consumer.kill()  # attributes of a role count for new sessions
+    journey.run()
+    journey.converge(Watched("locked"), Watched("hidden"), timeout_s=15)
+    journey.settle(Watched("locked"), Watched("hidden"), Watched("open"))
 
 
 def test_unlogged_tables_cannot_be_published(shared: Journey) -> None:
