@@ -4,6 +4,8 @@
 --
 -- Plans are made once and kept (cdc.postgres.pool), perhaps while the tables are empty: so what is looked up by key is a
 -- lateral sub-select with OFFSET 0, which leaves the planner one way, through the index, whatever it believes of sizes.
+-- UPDATE and DELETE cannot be joined so: they find their rows by place (table and ctid), which such a sub-select gives.
+-- A row that another transaction moves meanwhile is not found: the caller notices by the count, and reads again.
 
 -- name: create_embeddings
 CREATE TABLE IF NOT EXISTS {target} (
@@ -49,7 +51,8 @@ WITH fence AS MATERIALIZED (
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}, %(gone_lsns)s::pg_lsn[]) AS u ({keys}, walvec_lsn)
-    WHERE {e_is_u} AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn
                         OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn())
     RETURNING 1
 ), {bookkeeping}
@@ -74,7 +77,8 @@ WITH fence AS MATERIALIZED (
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
-    WHERE {e_is_u}
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place
       AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
                                     WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
@@ -92,7 +96,8 @@ WITH fence AS MATERIALIZED (
     FROM mark, unnest({up_arrays}, {vectors}, %(hashes)s::bytea[], %(lsns)s::pg_lsn[])
          AS u ({keys}, walvec_vector, walvec_hash, walvec_lsn)
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-    WHERE {s_is_u} AND r.now = u.walvec_hash
+    CROSS JOIN LATERAL (SELECT s.tableoid AS part, s.ctid AS place FROM {source} AS s WHERE {s_is_u} OFFSET 0) AS q
+    WHERE s.tableoid = q.part AND s.ctid = q.place AND r.now = u.walvec_hash
     RETURNING {u_keys}, u.walvec_hash, u.walvec_lsn
 ), written AS (
     INSERT INTO {target} AS e ({keys}, chunk, source_hash, source_lsn, model, embedded_at)
@@ -105,12 +110,14 @@ WITH fence AS MATERIALIZED (
     UPDATE {source} AS s SET {column} = NULL
     FROM mark, unnest({gone_arrays}) AS u ({keys})
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-    WHERE {s_is_u} AND (%(force)s OR r.now IS NULL) AND s.{column} IS NOT NULL
+    CROSS JOIN LATERAL (SELECT s.tableoid AS part, s.ctid AS place FROM {source} AS s WHERE {s_is_u} OFFSET 0) AS q
+    WHERE s.tableoid = q.part AND s.ctid = q.place AND (%(force)s OR r.now IS NULL) AND s.{column} IS NOT NULL
     RETURNING 1
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
-    WHERE {e_is_u}
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place
       AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
                                     WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
