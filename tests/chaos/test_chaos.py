@@ -34,7 +34,8 @@ ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
 CREATE TABLE tags (id int PRIMARY KEY, body text);
 CREATE PUBLICATION walvec FOR TABLE docs (id, body), tags (id, body);
 """
-SETTINGS = {**BASE, "WALVEC_QUEUE_ROWS": "300", "WALVEC_BATCH_ROWS": "32"}
+SETTINGS = {**BASE, "WALVEC_QUEUE_ROWS": "300", "WALVEC_BATCH_ROWS": "4", "WALVEC_INFLIGHT": "1"}
+"""Small batches, so that there is work under way at every moment."""
 
 
 @pytest.fixture
@@ -141,6 +142,15 @@ def consumed(database: Database, **settings: str) -> Iterator[Consumer]:
         yield consumer
 
 
+def until_streaming(consumer: Consumer, before: int) -> None:
+    """Wait until the run has begun to stream that was started when the log had ``before`` events of this."""
+    consumer.wait_for(lambda _: streams(consumer) > before, 20)
+
+
+def streams(consumer: Consumer) -> int:
+    return sum(event["event"] == "slot_streaming" for event in consumer.events)
+
+
 def assert_equal(database: Database, consumer: Consumer) -> None:
     consumer.sync(60)
     with database.connect() as conn:
@@ -157,9 +167,16 @@ def test_kill_9_at_random_moments_under_load(database, rng):
     kills = KILLS // 2 + (KILLS % 2 if database.cluster.major == "18" else 0)  # half on each server
     with consumed(database) as consumer:
         with Load(database, rng) as load:
+            before = 0
             for _ in range(kills):
-                time.sleep(rng.choice([0.0, 0.2, 0.5, 0.8]) + rng.random() * 0.6)
+                if rng.random() < 0.2:
+                    time.sleep(rng.random())  # perhaps before it has begun
+                else:
+                    until_streaming(consumer, before)
+                    time.sleep(rng.random() ** 2)
                 consumer.kill()
+                before = streams(consumer)
+                consumer.environment["WALVEC_QUEUE_ROWS"] = rng.choice(["300", "1000000"])
                 consumer.start()
                 assert not load.failures
             time.sleep(0.5)
