@@ -8,19 +8,20 @@ TRITON := .venv-triton/.complete
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-triton demo test test-triton check bench bench-triton bench-gpu fuzz chaos sim clean postgres15
+.PHONY: help setup setup-triton demo test test-triton check bench bench-triton bench-gpu fuzz chaos sim clean \
+        postgres15 chromium promtool
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) postgres15 ## install everything: .venv/ with the walvec command, and PostgreSQL 15 for the tests
+setup: $(STAMP) postgres15 chromium promtool ## install everything: .venv/ with the walvec command, and what the tests need
 	@echo "Ready: $(BIN)/walvec --help, make demo, make test"
 
 demo: $(STAMP) ## real rows, changed live, embedded and searched in a PostgreSQL of its own; KEEP=1 leaves it running
 	@$(BIN)/walvec demo $(if $(KEEP),--keep)
 
-test: check postgres15 $(TRITON) ## check, then every test, on PostgreSQL 15 and 18 and a real Triton
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+test: check postgres15 chromium promtool $(TRITON) ## check, then the tests, on PostgreSQL 15 and 18 and a real Triton
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not triton"
 
 check: $(STAMP) ## style, types, arrows between packages, links, and the documentation made from code
 	$(BIN)/ruff format --check
@@ -45,7 +46,7 @@ sim: $(STAMP) postgres15 ## SIM_EXAMPLES (1000) random histories against an orac
 
 setup-triton: $(TRITON) ## install a Triton server into .venv-triton/ (360 MB; no docker, no GPU)
 
-test-triton: $(STAMP) $(TRITON) ## the tests that start the real Triton: its faults, and the whole way through it
+test-triton: $(STAMP) $(TRITON) ## all tests on the real Triton: its faults, its wires, the whole way (make test has the core)
 	$(BIN)/pytest tests/triton
 
 bench-triton: $(STAMP) $(TRITON) ## rows/s beside a bare client of the same Triton, padding, recovery after an outage
@@ -59,8 +60,8 @@ clean: ## remove what was made here: the environment, caches, builds, the demo's
 	rm -rf .venv .venv-triton .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find cdc inference tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-postgres15:
-	@tools/setup.sh postgres15
+postgres15 chromium promtool:
+	@tools/setup.sh $@
 
 $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh venv

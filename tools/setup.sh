@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the Makefile needs and a new machine lacks. `tools/setup.sh venv` makes .venv/ with the walvec command;
-# `tools/setup.sh postgres15` installs PostgreSQL 15, the oldest version the tests run on, where it is missing.
+# the others install, where it is missing, what only the tests need: `postgres15`, the oldest PostgreSQL they run on;
+# `chromium`, for the status page; `promtool`, for the alert rules.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -38,7 +39,7 @@ debian() {
     rm -f "$log"
 }
 
-venv() {
+get_venv() {
     python=${PYTHON:-python3}
     command -v "$python" >/dev/null || fail "$python is missing: install Python 3.11 or newer, or set PYTHON to one."
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -53,7 +54,7 @@ venv() {
         fail "pip could not install the packages, see above: is a package index reachable?"
 }
 
-postgres15() {
+get_postgres15() {
     ADVISED=postgresql-15
     ELSE=", or set PG15_BIN to the folder of its programs"
     [ -x "${PG15_BIN:-/usr/lib/postgresql/15/bin}/postgres" ] && return
@@ -69,7 +70,30 @@ postgres15() {
     debian "PostgreSQL 15" postgresql-15
 }
 
+get_chromium() {
+    ADVISED=chromium
+    ELSE=", or set CHROMIUM to its program"
+    [ -x "${CHROMIUM:-}" ] && return
+    command -v chromium >/dev/null || debian "Chromium" chromium fonts-dejavu-core
+}
+
+# promtool comes out of Debian's prometheus package, so that no server is installed.
+get_promtool() {
+    bin=$PWD/.cache/bin
+    [ -x "$bin/promtool" ] && return
+    command -v promtool >/dev/null && return
+    command -v apt-get >/dev/null || fail "promtool is missing: install Prometheus 2.40 or newer."
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    chmod 755 "$work"
+    ( cd "$work" && { apt-get download -q prometheus || { as_root apt-get update -q && apt-get download -q prometheus; }; } ) \
+        >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; fail "promtool is missing and apt-get could not fetch it."; }
+    dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -xf - -C "$work" ./usr/bin/promtool
+    mkdir -p "$bin"
+    mv "$work/usr/bin/promtool" "$bin/promtool"
+}
+
 case ${1:-} in
-    venv | postgres15) "$1" ;;
-    *) fail "usage: tools/setup.sh venv|postgres15" ;;
+    venv | postgres15 | chromium | promtool) "get_$1" ;;
+    *) fail "usage: tools/setup.sh venv|postgres15|chromium|promtool" ;;
 esac

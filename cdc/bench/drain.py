@@ -14,6 +14,7 @@ from typing import Final
 
 import psycopg
 
+from cdc.app import calm_collector
 from cdc.bench.decode import intake
 from cdc.bench.figures import Figure, WrongResult, ratio
 from cdc.bench.scene import WAIT_S, Scene, scene
@@ -37,6 +38,7 @@ def run(cluster: Cluster, rows: int | None, repeat: int) -> list[Figure]:
         WrongResult: not every row became a dirty key.
     """
     rows = rows or ROWS
+    calm_collector()  # as the consumer does
     with scene(cluster) as stage:
         stage.connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (ORIGIN,))
         stage.connection.execute("SET synchronous_commit = off")

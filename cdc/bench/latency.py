@@ -15,7 +15,6 @@ import time
 from typing import Final
 
 import numpy as np
-import psycopg
 
 from cdc.bench.figures import Figure, WrongResult
 from cdc.bench.scene import Scene, scene
@@ -24,9 +23,7 @@ from cdc.testing.cluster import Cluster
 RATE: Final = 200
 SECONDS: Final = 20
 P50_MS, P99_MS = 8.0, 30.0
-PAUSE_S: Final = 0.0005
 
-_NEW: Final = "SELECT id FROM articles_embeddings WHERE id > %s"
 _COMMITS: Final = """
 SELECT id, EXTRACT(EPOCH FROM pg_catalog.pg_xact_commit_timestamp(xmin))::float8 FROM articles WHERE id > %s
 """
@@ -56,7 +53,7 @@ def run(cluster: Cluster, rows: int | None, repeat: int) -> list[Figure]:
 
 def _once(stage: Scene, after: int, rows: int) -> list[float]:
     """Insert ``rows`` rows after the id ``after``, one every 5 ms; return how long each took to be visible, in ms."""
-    command = [sys.executable, "-m", "cdc.bench.latency", str(after), str(rows)]
+    command = [sys.executable, "-m", "cdc.bench.observer", str(after), str(rows)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as observer:
         assert observer.stdin is not None and observer.stdout is not None
         print(stage.database.url, file=observer.stdin, flush=True)  # not an argument: it holds a password
@@ -80,27 +77,3 @@ def _write(stage: Scene, after: int, rows: int) -> None:
         if ahead > 0:
             time.sleep(ahead)
         stage.insert(after + 1 + row, 1)
-
-
-def observe(url: str, after: int, rows: int) -> dict[int, float]:
-    """Return when each of the ``rows`` embeddings after the id ``after`` was first seen, seconds since the epoch."""
-    seen: dict[int, float] = {}
-    deadline = None
-    with psycopg.connect(url, autocommit=True) as connection:
-        print("ready", flush=True)
-        low = after
-        while len(seen) < rows and (deadline is None or time.monotonic() < deadline):
-            found = connection.execute(_NEW, (low,), prepare=True).fetchall()
-            now = time.time()
-            for (id,) in found:
-                seen.setdefault(id, now)
-            if found:
-                deadline = time.monotonic() + 30.0
-            while low + 1 in seen:
-                low += 1
-            time.sleep(PAUSE_S)
-    return seen
-
-
-if __name__ == "__main__":
-    print(json.dumps(observe(sys.stdin.readline().strip(), int(sys.argv[1]), int(sys.argv[2]))))

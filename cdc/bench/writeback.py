@@ -49,7 +49,8 @@ def plain_write(stage: Scene, rows: int, synchronous_commit: str) -> float:
         _done(connection.pgconn.exec_prepared(b"plain", batch, [Format.BINARY, Format.BINARY]))
         seconds += time.perf_counter() - begin
     written = stage.one("SELECT count(*) FROM plain")
-    connection.execute("DROP TABLE plain")  # psycopg drops prepared statements with it
+    connection.execute("DEALLOCATE plain")
+    connection.execute("DROP TABLE plain")
     connection.execute("RESET synchronous_commit")
     connection.execute("CHECKPOINT")
     if written != rows:

@@ -11,7 +11,7 @@ import typer
 from cdc.cli.flags import with_settings
 from cdc.cli.output import as_json, console, note, table
 from cdc.config import Settings
-from cdc.errors import TimedOut
+from cdc.errors import ConfigError, TimedOut
 
 if TYPE_CHECKING:
     from cdc.ports import EngineView
@@ -82,7 +82,14 @@ def verify(
     with connect_sync(settings, "verify") as conn:
         verifier = Verifier(conn, settings.schema)
         for name in verifier.names(pipeline):
-            compared = verifier.compare(name)
+            try:
+                compared = verifier.compare(name)
+            except ConfigError as exc:
+                if pipeline is not None:
+                    raise
+                note(f"{name} cannot be compared. {exc}")  # and the others are
+                equal = False
+                continue
             row, equal = compared.to_json(), equal and compared.equal
             if deep:
                 from cdc import app

@@ -8,7 +8,7 @@ below the counted position were added before a restart: neither is added twice.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cdc.flow.ledger import Commit
 from cdc.flow.snapshots import Snapshot
@@ -18,11 +18,17 @@ _RECENT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The number of source rows as of the commit at ``lsn``; ``snapshot`` is the base's, while it still matters."""
+    """The number of source rows as of the commit at ``lsn``; ``snapshot`` is the base's, while it still matters.
+
+    That is up to ``until``, a position that the log had reached when the base was counted, or a later one: no commit
+    beyond it is in the base. The stream's transaction ids have 32 bits and come round, so the snapshot must not be asked
+    for ever.
+    """
 
     rows: int = 0
     lsn: int = 0
     snapshot: Snapshot | None = None
+    until: int = field(default=0, compare=False)
 
 
 class SourceCount:
@@ -36,7 +42,7 @@ class SourceCount:
         self.counted = counted or Counted()
         self._saved = self.counted
         self._pending: deque[Commit] = deque()
-        self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)  # (xid, difference)
+        self._recent: deque[tuple[int, bool, int]] = deque(maxlen=_RECENT)  # (xid, truncated, difference since)
         self._open: Commit | None = None
         self._difference = 0
         self._truncated = False
@@ -61,22 +67,28 @@ class SourceCount:
         now = self.counted
         if self._saved.lsn < commit.lsn <= now.lsn and (self._difference or self._truncated):
             self._claim(commit)  # sent again after a reconnect, counted in memory, not yet durable
-        if commit.lsn <= now.lsn or (now.snapshot is not None and now.snapshot.covers(commit.xid)):
+        snapshot = now.snapshot if commit.lsn <= now.until else None
+        if commit.lsn <= now.lsn or (snapshot is not None and snapshot.covers(commit.xid)):
             return
         base = 0 if self._truncated else now.rows
         if base + self._difference != now.rows or self._truncated:
-            self._recent.append((commit.xid, base + self._difference - now.rows))
+            self._recent.append((commit.xid, self._truncated, self._difference))
             self._claim(commit)
-        self.counted = Counted(base + self._difference, commit.lsn, now.snapshot)
+        self.counted = Counted(base + self._difference, commit.lsn, snapshot, now.until)
 
     def _claim(self, commit: Commit) -> None:
         commit.outstanding += 1
         self._pending.append(commit)
 
-    def rebase(self, rows: int, snapshot: Snapshot) -> None:
-        """Start again from ``rows``, counted under ``snapshot``. Commits heard of but not in it are added again."""
-        unseen = sum(difference for xid, difference in self._recent if not snapshot.covers(xid))
-        self.counted = Counted(rows + unseen, self.counted.lsn, snapshot)
+    def rebase(self, rows: int, snapshot: Snapshot, until: int) -> None:
+        """Start again from ``rows``, counted under ``snapshot`` before the log reached ``until``.
+
+        Commits heard of but not in it are added again.
+        """
+        for xid, truncated, difference in self._recent:
+            if not snapshot.covers(xid):
+                rows = difference if truncated else rows + difference
+        self.counted = Counted(rows, self.counted.lsn, snapshot, until)
 
     @property
     def unsaved(self) -> bool:

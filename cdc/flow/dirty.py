@@ -6,7 +6,8 @@ back until that work is done, so that two writes of one row never race.
 
 Memory: an entry that carries its text is an :class:`Entry`; once the text budget is spent only the key is held, and the
 value in the table is the :class:`~cdc.flow.ledger.Commit` itself, at no further object. Such a key is read again from
-its table when its turn comes. A million keys take about 90 MB.
+its table when its turn comes. A million keys take about 90 MB. Rows that are inserted in a row are kept sealed, as they
+came: who takes them composes their text, and a backlog is taken in faster than it could be read.
 
 Generations: entries are taken from a dictionary that is only drained, by one iterator, while new keys go to another.
 Removing from the front of a dictionary over and over would cost quadratic time.
@@ -14,14 +15,14 @@ Removing from the front of a dictionary over and over would cost quadratic time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from typing import cast
 
 from cdc.flow.ledger import Commit
-from cdc.rows import Key
+from cdc.rows import UNCHANGED, Key, Unchanged
 
 
 class Kind(IntEnum):
@@ -48,6 +49,9 @@ class Claim:
 
 Receipt = Commit | Claim
 
+# Looking a member of an enumeration up costs more than all else that is done with it.
+_INSERT, _UPDATE, _REREAD, _FOUND = Kind.INSERT, Kind.UPDATE, Kind.REREAD, Kind.FOUND
+
 
 class Entry:
     """A dirty key's newest state. ``since_us`` is the commit time of the oldest change it stands for."""
@@ -61,12 +65,21 @@ class Entry:
         self.since_us = since_us
 
 
-Value = Entry | Commit
+Sealed = tuple[bytes, Callable[[bytes], bytes | Unchanged | None], Commit]
+"""An inserted row as it came, what reads its text (UNCHANGED: it cannot), and its commit. Who takes it reads it."""
+
+SEALED_BYTES = 100
+"""What a sealed row takes beyond its own bytes: the objects that hold it. There are hundreds of thousands of them."""
+
+Value = Entry | Commit | Sealed
 
 
 @dataclass(slots=True)
 class Work:
-    """A key taken to be worked on. ``lsn`` is the version its write carries; ``hash`` is set once the text is known."""
+    """A key taken to be worked on. ``lsn`` is the version its write carries; ``hash`` is set once the text is known.
+
+    ``landed``: it is settled or was put back; its claim is not its own any more.
+    """
 
     key: Key
     kind: Kind
@@ -76,6 +89,7 @@ class Work:
     lsn: int
     hash: bytes = b""
     tokens: int = 0
+    landed: bool = False
 
 
 @dataclass(slots=True)
@@ -114,7 +128,7 @@ class DirtyKeys:
         budget = self._budget
         commit.outstanding += 1
         value: Value = commit
-        if kind is not Kind.REREAD:
+        if kind is not _REREAD:
             size = len(text) if text is not None else 0
             if budget.text_bytes + size <= budget.max_text_bytes:
                 value = Entry(kind, text, commit, commit.time_us)
@@ -141,12 +155,41 @@ class DirtyKeys:
         budget.rows += 1
         return False
 
+    def insert(
+        self,
+        keys: Sequence[Key],
+        rows: Sequence[bytes],
+        read: Callable[[bytes], bytes | Unchanged | None],
+        commit: Commit,
+    ) -> bool:
+        """Note rows that ``commit`` inserted, all at once; tell whether it was done.
+
+        It is not where one of the keys is known already: then each must be marked by itself.
+        """
+        budget = self._budget
+        size = sum(map(len, rows)) + SEALED_BYTES * len(rows)
+        fresh: dict[Key, Value]
+        if budget.text_bytes + size <= budget.max_text_bytes:
+            fresh = dict(zip(keys, [(row, read, commit) for row in rows], strict=True))
+        else:
+            fresh, size = dict.fromkeys(keys, commit), 0
+        known = (self._filling, self._draining, self._held, self._found)
+        if len(fresh) != len(keys) or not all(lane.keys().isdisjoint(fresh) for lane in known if lane):
+            return False
+        self._filling.update(fresh)
+        commit.outstanding += len(fresh)
+        budget.rows += len(fresh)
+        budget.text_bytes += size
+        return True
+
     def load(self, key: Key, claim: Claim) -> bool:
         """Take ``key`` up from the durable queue, unless it is known already; tell whether it was taken."""
         if self._is_known(key):
             return False
+        if key in self._found:
+            self._release(self._found.pop(key))
         claim.outstanding += 1
-        self._filling[key] = Entry(Kind.REREAD, None, claim, 0)
+        self._filling[key] = Entry(_REREAD, None, claim, 0)
         self._budget.rows += 1
         return True
 
@@ -154,14 +197,19 @@ class DirtyKeys:
         """Note that a scan found ``key`` to differ, with this text (None: read it when its turn comes)."""
         old = self._pending(key)
         if old is not None:  # the pending change may carry an older text than the scan saw: look again
-            self._replace(key, self._forget_text(old, old if isinstance(old, Commit) else old.receipt))
+            receipt = _receipt(old)
+            if isinstance(receipt, Claim):  # of an earlier scan, which nobody waits for any more
+                receipt.outstanding -= 1
+                claim.outstanding += 1
+                receipt = claim
+            self._replace(key, self._forget_text(old, receipt))
             return
         if key in self._found:
-            return
+            self._release(self._found.pop(key))
         budget, size = self._budget, len(text) if text is not None else 0
         fits = budget.text_bytes + size <= budget.max_text_bytes
         claim.outstanding += 1
-        self._found[key] = Entry(Kind.FOUND, text if fits else None, claim, 0)
+        self._found[key] = Entry(_FOUND, text if fits else None, claim, 0)
         budget.rows += 1
         budget.text_bytes += size if fits else 0
 
@@ -181,9 +229,9 @@ class DirtyKeys:
         return self._truncation
 
     def truncated(self, commit: Commit) -> None:
-        """Note that the destination holds nothing older than ``commit``."""
-        commit.outstanding -= 1
+        """Note that the destination holds nothing older than ``commit``; a later truncation is still due."""
         if self._truncation is commit:
+            commit.outstanding -= 1
             self._truncation = None
 
     def take(self, rows: int, text_bytes: int) -> list[Work]:
@@ -224,21 +272,37 @@ class DirtyKeys:
         return works
 
     def settle(self, work: Work) -> None:
-        """Note that ``work`` is done, durably, one way or another."""
+        """Note that ``work`` is done, durably, one way or another. A work that has landed already is left alone."""
+        if work.landed:
+            return
+        work.landed = True
         work.receipt.outstanding -= 1
         self._land(work.key)
 
     def requeue(self, work: Work, kind: Kind | None = None) -> None:
-        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void."""
+        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void.
+
+        A work that has landed already is left alone: who is cancelled at the very moment of a write cannot tell.
+        """
+        if work.landed:
+            return
+        work.landed = True
         key = work.key
         self._land(key)
         if self._pending(key) is not None:
             work.receipt.outstanding -= 1
             return
         again = work.kind if kind is None else kind
-        keep = again is not Kind.REREAD
+        found = self._found.get(key)
+        if found is not None:  # a scan has looked since this work was taken
+            if again is _FOUND:
+                work.receipt.outstanding -= 1
+                return
+            self._release(self._found.pop(key))
+            again = _REREAD
+        keep = again is not _REREAD
         entry = Entry(again, work.text if keep else None, work.receipt, work.since_us)
-        if again is Kind.FOUND:
+        if again is _FOUND:
             self._found[key] = entry
         else:
             self._filling[key] = entry
@@ -251,15 +315,19 @@ class DirtyKeys:
         They count as in flight meanwhile, so that none is embedded while it is being moved.
         """
         works: list[Work] = []
+        queued: dict[Key, Value] = {}  # in the durable queue already
         while len(works) < rows:
             key, value = self._next()
             if value is None:
                 break
             if key in self._inflight:
                 self._held[key] = value
-                continue
-            self._inflight.add(key)
-            works.append(self._work(key, value))
+            elif isinstance(value, Entry) and isinstance(value.receipt, Claim):
+                queued[key] = value
+            else:
+                self._inflight.add(key)
+                works.append(self._work(key, value))
+        self._filling.update(queued)
         return works
 
     def clear(self) -> None:
@@ -298,7 +366,8 @@ class DirtyKeys:
     @property
     def rows(self) -> int:
         """Unique keys that are pending or in flight."""
-        return self.stream_rows + self.found_rows + len(self._inflight) - len(self._held)
+        twice = sum(1 for key in self._inflight if key in self._found or self._pending(key) is not None)
+        return self.stream_rows + self.found_rows + len(self._inflight) - twice
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -321,7 +390,14 @@ class DirtyKeys:
     def _work(self, key: Key, value: Value) -> Work:
         self._budget.rows -= 1
         if isinstance(value, Commit):
-            return Work(key, Kind.REREAD, None, value, value.time_us, value.lsn)
+            return Work(key, _REREAD, None, value, value.time_us, value.lsn)
+        if isinstance(value, tuple):
+            row, read, commit = value
+            self._budget.text_bytes -= _size(value)
+            text = read(row)
+            if text is UNCHANGED:
+                return Work(key, _REREAD, None, commit, commit.time_us, commit.lsn)
+            return Work(key, _INSERT, text, commit, commit.time_us, commit.lsn)
         self._budget.text_bytes -= len(value.text) if value.text is not None else 0
         return Work(key, value.kind, value.text, value.receipt, value.since_us, value.receipt.lsn)
 
@@ -347,28 +423,38 @@ class DirtyKeys:
             self._filling[key] = value
 
     def _overtake(self, old: Value, new: Value) -> Value:
-        if isinstance(old, Commit):
-            old.outstanding -= 1
-            return new
-        old.receipt.outstanding -= 1
-        self._budget.text_bytes -= len(old.text) if old.text is not None else 0
-        if isinstance(new, Entry):
+        _receipt(old).outstanding -= 1
+        self._budget.text_bytes -= _size(old)
+        if isinstance(old, tuple):
+            if isinstance(new, Entry):
+                new.since_us = old[2].time_us
+        elif isinstance(old, Entry) and isinstance(new, Entry):
             if old.since_us:
                 new.since_us = old.since_us
-            if new.kind is Kind.INSERT and old.kind is not Kind.INSERT:
-                new.kind = Kind.UPDATE  # an embedding of the row's former life may stand
+            if new.kind is _INSERT and old.kind is not _INSERT:
+                new.kind = _UPDATE  # an embedding of the row's former life may stand
         return new
 
     def _forget_text(self, value: Value, receipt: Receipt) -> Value:
         if isinstance(value, Commit):
             return value
-        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
-        return Entry(Kind.REREAD, None, receipt, value.since_us)
+        self._budget.text_bytes -= _size(value)
+        return Entry(_REREAD, None, receipt, value[2].time_us if isinstance(value, tuple) else value.since_us)
 
     def _release(self, value: Value) -> None:
         self._budget.rows -= 1
-        if isinstance(value, Commit):
-            value.outstanding -= 1
-            return
-        value.receipt.outstanding -= 1
-        self._budget.text_bytes -= len(value.text) if value.text is not None else 0
+        _receipt(value).outstanding -= 1
+        self._budget.text_bytes -= _size(value)
+
+
+def _receipt(value: Value) -> Receipt:
+    if isinstance(value, tuple):
+        return value[2]
+    return value.receipt if isinstance(value, Entry) else value
+
+
+def _size(value: Value) -> int:
+    """Return what the value counts for in the text budget, in bytes."""
+    if isinstance(value, tuple):
+        return len(value[0]) + SEALED_BYTES
+    return len(value.text) if isinstance(value, Entry) and value.text is not None else 0

@@ -151,12 +151,12 @@ class Admin:
 
 
 def _slot_state(slot: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[SlotState, str]:
+    if not row["published"]:
+        return SlotState.PUBLICATION_MISSING, "The publication does not exist: CREATE PUBLICATION … FOR TABLE …;"
     if not slot:
         return SlotState.LOST, "The slot does not exist."
     if slot.get("wal_status") == "lost" or slot.get("invalidation_reason"):
         return SlotState.LOST, f"The server invalidated the slot: {slot.get('invalidation_reason') or 'WAL removed'}."
-    if not row["published"]:
-        return SlotState.PUBLICATION_MISSING, "The publication does not exist."
     if not slot["active"]:
         return SlotState.STOPPED, "Nobody reads the slot."
     state = SlotState(row["state"]) if row["state"] else SlotState.CONNECTING

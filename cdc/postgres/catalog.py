@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -31,7 +31,8 @@ class PublishedTable:
     """A table that the publication names.
 
     ``streamed_as`` are the names under which its changes arrive: its own, or those of its partitions. ``storage``
-    changes whenever rows may have changed with no event: a rewrite, a partition attached or truncated.
+    changes whenever rows may have changed with no event: a rewrite, a partition attached or truncated. ``complete``:
+    inserts, updates, deletes and truncates are all published.
     """
 
     oid: int
@@ -43,6 +44,7 @@ class PublishedTable:
     row_filter: str
     streamed_as: tuple[Table, ...]
     storage: str
+    complete: bool = True
 
     @property
     def shape(self) -> str:
@@ -52,7 +54,7 @@ class PublishedTable:
             for column in self.columns
             if column.name in self.key_names or (column.name in self.published and is_text_like(column))
         ]
-        parts = (self.oid, relevant, self.key_names, self.row_filter, self.replica_identity)
+        parts = (self.oid, relevant, self.key_names, self.row_filter, self.replica_identity, self.complete)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def source(self, text_names: Sequence[str] | None = None) -> Source:
@@ -111,14 +113,21 @@ class PublishedTable:
 def tables_statement(server_version: int) -> sql.SQL:
     """Return the discovery statement for a server of this version (``server_version_num``)."""
     newer = server_version >= 150000
+    # Without a column list all columns count. The server's own view leaves generated ones out where it does not send
+    # them: their rows are read from the table.
+    every = (
+        "(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a "
+        "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
+    )
+    listed = (
+        "EXISTS (SELECT FROM pg_catalog.pg_publication_rel AS r WHERE r.prpubid = p.oid AND r.prattrs IS NOT NULL "
+        "AND (r.prrelid = c.oid OR r.prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid))))"
+    )
     return bound(
         "catalog",
         "tables",
         {
-            "attnames": "t.attnames::text[]"
-            if newer
-            else "(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a "
-            "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')",
+            "attnames": f"CASE WHEN {listed} THEN t.attnames::text[] ELSE {every} END" if newer else every,
             "rowfilter": "t.rowfilter" if newer else "NULL::text",
             "by_schema": "OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace AS s "
             "WHERE s.pnpubid = l.publication AND s.pnnspid = ac.relnamespace)"
@@ -171,7 +180,8 @@ async def discover(
         return None, []
     statement = tables_statement(connection.info.server_version)
     cursor = await connection.execute(statement, params, prepare=True)
-    return Publication(*row), tables_of(await cursor.fetchall())
+    found = Publication(*row)
+    return found, [replace(table, complete=found.complete) for table in tables_of(await cursor.fetchall())]
 
 
 def source_of(

@@ -222,13 +222,16 @@ _STATES: tuple[tuple[str, type[WalvecError], str], ...] = (
 
 
 def _classify_state(state: str, line: str) -> WalvecError:
-    if state == "55000" and "wal_level" in line:
+    low = line.lower()
+    if state == "55000" and "wal_level" in low:
         return ConfigError(line, "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.")
-    if state == "42501" and "row-level security" in line:
+    if state == "42501" and "row-level security" in low:
         return ConfigError(line, "ALTER ROLE … BYPASSRLS; a backfill must see every row, as the stream does.")
-    if state in ("55000", "42704") and "replication slot" in line:
+    if state == "42501" and "replication" in low:
+        return ConfigError(line, "ALTER ROLE … REPLICATION; `walvec init --print-sql` prints all that is needed.")
+    if state in ("55000", "42704") and "replication slot" in low:
         return SlotLost(line)
-    if state == "42704" and "publication" in line:
+    if state == "42704" and "publication" in low:
         return PublicationMissing(line, "CREATE PUBLICATION … FOR TABLE …;")
     if state[:2] in ("22", "23"):  # the message may quote a value of the row
         return PipelineFault(f"PostgreSQL refused a value (SQLSTATE {state}).")

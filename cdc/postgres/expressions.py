@@ -40,6 +40,13 @@ def same_key(key: tuple[Column, ...], left: str, right: str) -> sql.Composed:
     )
 
 
+def _has_text(value: sql.Composed) -> sql.Composed:
+    """Return the condition that ``value`` is not blank. Most values open with a printable ASCII character."""
+    return sql.SQL("(pg_catalog.ascii({v}) BETWEEN 33 AND 126 OR pg_catalog.btrim({v}, {b}) <> '')").format(
+        v=value, b=sql.Literal(BLANKS)
+    )
+
+
 def _value(column: Column) -> sql.Composed:
     name = sql.Identifier("s", column.name)
     if column.base_type == "xml":  # the cast keeps the encoding declaration, the output function drops it
@@ -49,13 +56,12 @@ def _value(column: Column) -> sql.Composed:
 
 def text_expression(text: tuple[Column, ...]) -> sql.Composed:
     """Return the text of row ``s``: NULL where it has none."""
-    blanks = sql.Literal(BLANKS)
     if len(text) == 1:
         value = _value(text[0])
-        return sql.SQL("CASE WHEN pg_catalog.btrim({v}, {b}) <> '' THEN {v} END").format(v=value, b=blanks)
+        return sql.SQL("CASE WHEN {has_text} THEN {v} END").format(v=value, has_text=_has_text(value))
     lines = [
-        sql.SQL("CASE WHEN pg_catalog.btrim({v}, {b}) <> '' THEN {label} || {v} END").format(
-            v=_value(column), b=blanks, label=sql.Literal(column.name + ": ")
+        sql.SQL("CASE WHEN {has_text} THEN {label} || {v} END").format(
+            v=_value(column), has_text=_has_text(_value(column)), label=sql.Literal(column.name + ": ")
         )
         for column in text
     ]

@@ -19,6 +19,10 @@ LOCK_TIMEOUT = "5s"
 """How long a statement waits for a lock that somebody else holds before it is put off."""
 
 
+PLANNER_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_material")
+"""What never suits rows looked up by key: a plan may be made while a table is empty, and kept while it grows."""
+
+
 async def open_pool(settings: ConnectionSettings) -> Pool:
     """Return an open pool in autocommit mode. Sessions are made as they are needed."""
     params = connection_params(settings, "work")
@@ -45,3 +49,5 @@ async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     # Plans of statements over arrays do not depend on the arrays' contents.
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute("SET jit = off")
+    for method in PLANNER_OFF:
+        await connection.execute(f"SET {method} = off")

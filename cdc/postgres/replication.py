@@ -198,6 +198,10 @@ class PostgresStream:
             self.failure = classify(exc)
         except Exception as exc:  # a bug must end the stream, not be passed over with its changes
             self.failure = Unavailable(f"Reading the stream failed: {type(exc).__name__}: {exc}.")
+        if self.failure is not None:
+            # At once: the event loop may be waiting for this very server, and a server that stops waits for us.
+            with contextlib.suppress(psycopg.Error, OSError):
+                self._connection.close()
         if not self._stopping:
             self._ended()
 
@@ -227,13 +231,18 @@ class PostgresStream:
     def _frames(self) -> list[bytes]:
         frames: list[bytes] = []
         get = self._pg.get_copy_data
-        size = 0
+        size, dry = 0, False
         while len(frames) < FRAMES and size < 8 << 20:
             length, data = get(1)
+            if not length and not dry:  # libpq has no whole frame: take in what the socket holds, once more
+                dry = True
+                self._pg.consume_input()
+                continue
             if length <= 0:
                 if length == -1:
                     self._over()
                 break
+            dry = False
             frames.append(bytes(data))
             size += length
         return frames

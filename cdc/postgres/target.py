@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,30 @@ def key_object(columns: Sequence[Column], cells: Sequence[bytes]) -> dict[str, A
     }
 
 
-async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any]) -> list[Row]:
+async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any], *, whole: bool = False) -> list[Row]:
     """Run one statement, a transaction of its own, and return its rows as the server printed them.
+
+    Args:
+        pool: Sessions whose plans keep to indexes.
+        statement: The statement.
+        params: Its parameters.
+        whole: It reads a table from end to end, and may.
 
     Raises:
         WalvecError: what the failure means for a pipeline.
     """
     try:
-        async with pool.connection() as connection:
-            cursor = await connection.execute(statement, params, prepare=True)
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(pool.connection())
+            if whole:
+                await stack.enter_async_context(connection.transaction())
+                await connection.execute("SET LOCAL enable_seqscan = on")
+            try:
+                cursor = await connection.execute(statement, params, prepare=True)
+            except psycopg.errors.FeatureNotSupported as exc:
+                # The plan was cached before a column changed its type: this session's plans are of no use any more.
+                await connection.close()
+                raise Unavailable("A table changed its columns while a statement was prepared for it.") from exc
             result = cursor.pgresult
             if result is None:
                 return []
@@ -117,10 +133,10 @@ class PostgresTarget:
         """Return the indexes of the works whose embedding stands already, by hash."""
         return set(await self._indexes(self._sql.unchanged, self._hashed(works)))
 
-    async def count_source(self) -> tuple[int, Snapshot]:
-        """Count the source's rows, once."""
-        ((rows, snapshot),) = await self._run(self._sql.count_source, {})
-        return _int(rows), Snapshot.parse(_text(snapshot))
+    async def count_source(self) -> tuple[int, Snapshot, int]:
+        """Count the source's rows, once; return them, what the count could see, and where the log ends by then."""
+        ((rows, snapshot, end),) = await self._run(self._sql.count_source, {}, whole=True)
+        return _int(rows), Snapshot.parse(_text(snapshot)), parse_lsn(_text(end))
 
     async def scan(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:
         """Return the keyset page of the source that follows the key ``after``."""
@@ -195,7 +211,7 @@ class PostgresTarget:
 
     async def recount_embeddings(self) -> int:
         """Count the destination's rows, once, with no write beside it."""
-        return await self._fenced(self._sql.recount_embeddings, self._fence())
+        return await self._fenced(self._sql.recount_embeddings, self._fence(), whole=True)
 
     async def save_scan(
         self, reason: str | None, phase: str, cursor: tuple[str, ...] | None, done: int, total: int
@@ -277,14 +293,14 @@ class PostgresTarget:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    async def _run(self, statement: sql.SQL, params: dict[str, Any]) -> list[Row]:
-        return await run(self._pool, statement, params)
+    async def _run(self, statement: sql.SQL, params: dict[str, Any], *, whole: bool = False) -> list[Row]:
+        return await run(self._pool, statement, params, whole=whole)
 
     async def _indexes(self, statement: sql.SQL, params: dict[str, Any]) -> list[int]:
         return [_int(row[0]) for row in await self._run(statement, params)]
 
-    async def _fenced(self, statement: sql.SQL, params: dict[str, Any]) -> int:
-        rows = await self._run(statement, params)
+    async def _fenced(self, statement: sql.SQL, params: dict[str, Any], *, whole: bool = False) -> int:
+        rows = await self._run(statement, params, whole=whole)
         self._check_fence(rows[0][0] if rows else None)
         return _int(rows[0][0])
 

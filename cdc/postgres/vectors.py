@@ -37,6 +37,8 @@ class Destination:
 @dataclass(frozen=True, slots=True)
 class _Existing:
     types: dict[str, str]  # by column, the bare type name
+    declared: dict[str, str]  # by column, the type as it is written in SQL
+    primary: frozenset[str]  # the primary key's columns
     dimension: int  # of the vector column, -1 where its type has none
 
 
@@ -99,7 +101,12 @@ async def _existing(connection: Connection, table: Table, vector_column: str) ->
     if not rows:
         return None
     width = next((modifier for name, _, _, modifier, _ in rows if name == vector_column), -1)
-    return _Existing({name: bare for name, _, bare, _, _ in rows}, width)
+    return _Existing(
+        {name: bare for name, _, bare, _, _ in rows},
+        {name: declared for name, declared, _, _, _ in rows},
+        frozenset(name for name, _, _, _, is_key in rows if is_key),
+        width,
+    )
 
 
 def _existing_kind(existing: _Existing | None, column: str) -> str | None:
@@ -131,6 +138,19 @@ def _check_table(target: Table, existing: _Existing, source: Source, more: tuple
             f"{target} exists, but is not an embeddings table of {source.table}: it has no column {missing[0]}.",
             f"Rename or drop {target}; walvec makes its own.",
         )
+    alien = existing.primary - {*keys, "chunk"}
+    if alien:
+        raise PipelineFault(
+            f"{target} was made for another key of {source.table}: column {min(alien)} is part of its primary key.",
+            f"Rename or drop {target}; walvec makes it anew.",
+        )
+    for column in source.key:
+        if existing.declared[column.name] != column.type:
+            raise PipelineFault(
+                f"Column {column.name} of {target} is {existing.declared[column.name]}; in {source.table} it is "
+                f"{column.type}.",
+                f"ALTER TABLE {target} ALTER COLUMN {column.name} TYPE {column.type}; or drop it: it is made anew.",
+            )
 
 
 async def _vector_type(connection: Connection, control: str, kind: str, dimension: int) -> VectorType:

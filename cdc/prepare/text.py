@@ -12,7 +12,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 
-from cdc.rows import UNCHANGED, Cell, Column
+from cdc.rows import UNCHANGED, Cell, Column, Unchanged
 
 BLANKS = "".join(chr(point) for point in range(sys.maxunicode + 1) if chr(point).isspace())
 """Every character that counts as white space: Unicode White_Space and the four ASCII separators."""
@@ -59,21 +59,29 @@ class Composer:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._padded = [column.base_type == "bpchar" for column in columns]
-        self._labels = [column.name.encode() + b": " for column in columns]
+        self._parts = [
+            (column.name.encode() + b": ", padded) for column, padded in zip(columns, self._padded, strict=True)
+        ]
         self._single = len(columns) == 1
 
-    def text(self, cells: Sequence[Cell]) -> bytes | None:
-        """Return the text of a row whose source cells are all present, or None where it has none."""
+    def text(self, cells: Sequence[Cell]) -> bytes | Unchanged | None:
+        """Return the text of a row; None where it has none, UNCHANGED where a source cell was not sent.
+
+        The first byte tells at once that most values are not blank: it is a printable ASCII character.
+        """
         if self._single:
             cell = cells[0]
             if cell is None or cell is UNCHANGED:
-                return None
+                return cell
             if self._padded[0]:
                 cell = cell.rstrip(b" ")
-            return None if is_blank(cell) else cell
+            return cell if b"!" <= cell < b"\x7f" or not is_blank(cell) else None
         lines = []
-        for label, padded, cell in zip(self._labels, self._padded, cells, strict=True):
-            if cell is None or cell is UNCHANGED or is_blank(cell):
+        for (label, padded), cell in zip(self._parts, cells, strict=True):
+            if cell is None:
                 continue
-            lines.append(label + (cell.rstrip(b" ") if padded else cell))
+            if cell is UNCHANGED:
+                return cell
+            if b"!" <= cell < b"\x7f" or not is_blank(cell):
+                lines.append(label + (cell.rstrip(b" ") if padded else cell))
         return b"\n".join(lines) or None

@@ -30,11 +30,12 @@ from cdc.errors import (
 from cdc.flow.dirty import Budget
 from cdc.flow.disposition import backoff_s
 from cdc.flow.ledger import Commit
-from cdc.ports import EmbedFailed, Model, Observer, Registry, Stream
+from cdc.ports import EmbedFailed, Model, Observer, Registry, SlotKeeper, Stream
 from cdc.services.fleet import Fleet
 from cdc.services.gate import ModelGate
 from cdc.services.intake import Intake
 from cdc.services.pipeline import Pipeline, Tuning
+from cdc.services.tasks import end
 from cdc.status import EngineStatus, HealthCheck, PipelineState, SlotState, SlotStatus
 
 log = structlog.get_logger()
@@ -75,19 +76,28 @@ Open = Callable[[Intake, Callable[[], None]], Awaitable[Stream]]
 """(listener, called when the stream ended by itself) → an attached stream."""
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the engine works: the slot, the pipelines' definitions, and the stream."""
+
+    slots: SlotKeeper
+    registry: Registry
+    open_stream: Open
+
+
 class Engine:
     """Runs until :meth:`stop`, or until something needs a person."""
 
-    def __init__(
-        self, settings: EngineSettings, registry: Registry, model: Model, observer: Observer, open_stream: Open
-    ) -> None:
+    def __init__(self, settings: EngineSettings, places: Places, model: Model, observer: Observer) -> None:
         self._settings = settings
-        self._registry = registry
+        self._slots = places.slots
+        self._registry = places.registry
         self._model = model
         self._observer = observer
-        self._open_stream = open_stream
+        self._open_stream = places.open_stream
         self._stopping = asyncio.Event()
         self._turn = asyncio.Event()
+        self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
         self._slot = SlotStatus(settings.slot)
@@ -100,7 +110,9 @@ class Engine:
         self.gate = ModelGate(model, settings.inflight, observer, settings.most_inflight)
         budget = Budget(settings.queue_bytes, settings.queue_rows)
         self.intake = Intake(threading.Lock(), budget, observer, self._marked, self._heard)
-        self.fleet = Fleet(registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set)
+        self.fleet = Fleet(
+            places.registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set
+        )
 
     # -- from outside -----------------------------------------------------------------------------------------------
 
@@ -157,7 +169,7 @@ class Engine:
                 task.cancel()
             await asyncio.gather(starting, pulse, return_exceptions=True)
             await self.gate.close()
-            await self._registry.close()
+            await self._slots.close()
         self._set_slot(SlotState.STOPPED, "")
         self._publish_snapshot()
         log.info("engine_stopped")
@@ -169,9 +181,11 @@ class Engine:
             return
         pause = backoff_s(min(attempt, 8), most=5.0)
         if isinstance(exc, SlotInUse):
+            self._database_ok = True
             self._set_slot(SlotState.STANDBY, str(exc))
             pause = 1.0
         elif isinstance(exc, PublicationMissing):
+            self._database_ok = True
             self._set_slot(SlotState.PUBLICATION_MISSING, str(exc))
             await self._say_slot()
             pause = 1.0
@@ -194,7 +208,7 @@ class Engine:
                 "Set it to reconcile and start again: a new slot is made, and source and embeddings are compared.",
             )
         try:
-            await self._registry.renew_slot()
+            await self._slots.renew_slot()
             log.info("slot_created")
         except Unavailable as wait:
             log.warning("database_unavailable", message=str(wait))
@@ -203,13 +217,14 @@ class Engine:
     async def _session(self) -> None:
         """Hold the slot for as long as everything goes well."""
         self._set_slot(SlotState.CONNECTING, "")
-        await self._registry.open()
+        await self._slots.open()
         self._database_ok = True
         self.intake.reset()
-        stream = self._stream = await self._open_stream(self.intake, self._turn_from_thread)
+        self._over.clear()
+        stream = self._stream = await self._open_stream(self.intake, self._stream_ended)
         drained = False
         try:
-            reasons = await self._registry.take_over(stream.system, stream.timeline)
+            reasons = await self._slots.take_over(stream.system, stream.timeline)
             for reason in reasons:
                 log.warning("reconcile_started", reason=reason)
             await self._reserve(exact=False)
@@ -219,8 +234,7 @@ class Engine:
             self._set_slot(SlotState.STREAMING, "")
             await self._say_slot()
             log.info("slot_streaming")
-            while not self._stopping.is_set():
-                await self._work(stream)
+            await self._turns(stream)
             drained = await self._drain(stream)
         finally:
             await self._end(stream, drained)
@@ -237,6 +251,21 @@ class Engine:
         if drained:
             await self.fleet.stop()
         self.intake.reset()
+
+    async def _turns(self, stream: Stream) -> None:
+        """Turn until asked to stop or the stream ends: what was asked of a silent server may never be answered."""
+        over = asyncio.create_task(self._over.wait(), name="stream over")
+        turn: asyncio.Task[None] | None = None
+        try:
+            while not self._stopping.is_set():
+                turn = asyncio.create_task(self._work(stream), name="turn")
+                await asyncio.wait((turn, over), return_when=asyncio.FIRST_COMPLETED)
+                if over.done() and stream.failure is not None:
+                    self._set_slot(SlotState.CONNECTING, str(stream.failure))
+                    raise stream.failure
+                await turn
+        finally:
+            await end([over] if turn is None else [over, turn])
 
     async def _work(self, stream: Stream) -> None:
         """One turn: look, acknowledge, move overflow, report."""
@@ -273,7 +302,7 @@ class Engine:
         await self.fleet.sync()
         for id in await self._registry.requests():
             await self.fleet.reconcile(id, "asked for")
-        view = await self._registry.slot()
+        view = await self._slots.slot()
         if view.lost or not view.exists:
             raise SlotLost("The slot was dropped or invalidated while in use.")
         self._slot = replace(
@@ -295,12 +324,12 @@ class Engine:
             acknowledged = self.intake.ledger.acknowledged
         if exact:
             limit = min(acknowledged, self.intake.ack_limit)
-            await self._registry.reserve(limit)
+            await self._slots.reserve(limit)
             self.intake.ack_limit = limit
         elif self.intake.ack_limit - acknowledged < RESERVED_BYTES // 2:
-            view = await self._registry.slot()
+            view = await self._slots.slot()
             limit = max(acknowledged, view.confirmed) + RESERVED_BYTES
-            await self._registry.reserve(limit)
+            await self._slots.reserve(limit)
             self.intake.ack_limit = limit
             self._settled()
 
@@ -384,7 +413,7 @@ class Engine:
 
     async def _say_slot(self) -> None:
         try:
-            await self._registry.publish_slot(self._slot.state, self._slot.reason)
+            await self._slots.publish_slot(self._slot.state, self._slot.reason)
         except WalvecError as exc:
             log.warning("database_unavailable", message=str(exc))
 
@@ -403,6 +432,7 @@ class Engine:
             pipelines=statuses,
             checks=self._checks(),
             inflight_requests=self.gate.requests,
+            recent_errors=self.fleet.recent_errors(),
         )
         self._observer.publish(self._snapshot)
 
@@ -427,5 +457,5 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    def _turn_from_thread(self) -> None:
-        self._loop.call_soon_threadsafe(self._turn.set)
+    def _stream_ended(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)

@@ -23,6 +23,7 @@ from cdc.services.gate import ModelGate
 from cdc.services.intake import Intake, Lane
 from cdc.services.pipeline import Pipeline, Tuning
 from cdc.services.scan import Progress
+from cdc.services.tasks import end
 from cdc.status import PipelineState, PipelineStatus
 
 log = structlog.get_logger()
@@ -110,13 +111,16 @@ class Fleet:
         fresh: list[Member] = []
         for want in wanted:
             member = self.members.get(want.name)
+            if want.warning and (member is None or member.wanted.warning != want.warning):
+                log.warning("publication_incomplete", pipeline=want.name, message=want.warning)
             if member is None:
                 log.info("table_added", pipeline=want.name)
                 member = self.members[want.name] = Member(want)
                 fresh += await self._ready(member)
-            elif member.wanted.digest != want.digest:
+            elif member.wanted.digest != want.digest or (want.target_gone and member.pipeline is not None):
                 log.info("schema_changed", pipeline=want.name)
-                await self._set_aside(member, "the table's definition changed")
+                why = "the destination was dropped" if want.target_gone else "the table's definition changed"
+                await self._set_aside(member, why)
                 member.wanted, member.tries = want, 0
                 fresh += await self._ready(member)
             else:
@@ -233,7 +237,7 @@ class Fleet:
     async def _backfilled(self, member: Member) -> None:
         """A scan is complete: say so, and see to the index."""
         assert member.followed is not None
-        member.state, member.reason = PipelineState.READY, ""
+        member.state, member.reason, member.tries = PipelineState.READY, "", 0
         log.info("reconcile_finished", pipeline=member.wanted.name)
         await self._registry.finish_requests(member.followed.id)
         self._wake()
@@ -260,7 +264,10 @@ class Fleet:
         if isinstance(exc, Fenced):
             self.fenced = exc
         member.task = None
+        first = member.tries == 0
         self._fail(member, exc or WalvecError("The pipeline ended by itself."))
+        if first:  # perhaps the table has just changed: it is made anew at once, and only a second failure is an error
+            member.state, member.retry_at = PipelineState.WAITING, 0.0
         self._wake()
 
     def _fail(self, member: Member, exc: BaseException) -> None:
@@ -296,9 +303,7 @@ class Fleet:
     async def _halt(member: Member) -> None:
         tasks = [task for task in (member.task, member.indexing) if task is not None]
         member.task = member.indexing = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     async def _leave(self, name: str) -> None:
         member = self.members.pop(name, None)
@@ -311,8 +316,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop all pipelines. What they had pending was not acknowledged, and comes again."""
-        for member in self.members.values():
-            await self._halt(member)
+        await asyncio.gather(*(self._halt(member) for member in self.members.values()))
         self._intake.attach([])
         self.members.clear()
 
@@ -362,7 +366,7 @@ class Fleet:
             mode=want.mode,
             model=self._gate.model.name,
             state=PipelineState.PAUSED if want.paused else member.state,
-            reason=member.reason,
+            reason=member.reason or want.warning,
             unprocessed_rows=unprocessed,
             source_records=pipeline.desk.count.counted.rows,
             embeddings=pipeline.writer.embeddings,
@@ -372,15 +376,20 @@ class Fleet:
             backfill_total=progress.total,
         )
 
+    def recent_errors(self) -> tuple[dict[str, object], ...]:
+        """Return the latest dead letters of all pipelines, without their keys."""
+        return tuple(error for pipeline in self.pipelines for error in pipeline.writer.recent_errors)
+
     async def publish(self, statuses: Sequence[PipelineStatus]) -> None:
         """Write the statuses that have changed into the control schema."""
         changed = []
         for status in statuses:
             member = self.members.get(status.pipeline)
-            if member is None or member.followed is None:
+            id = None if member is None else member.followed.id if member.followed is not None else member.wanted.id
+            if member is None or id is None:
                 continue
             lag = round(status.lag_seconds, 1)
-            report = PipelineReport(member.followed.id, member.state, status.reason, status.unprocessed_rows, lag)
+            report = PipelineReport(id, member.state, status.reason, status.unprocessed_rows, lag)
             if report != member.reported:
                 member.reported = report
                 changed.append(report)

@@ -19,7 +19,7 @@ from cdc.flow.dirty import Budget, Kind
 from cdc.flow.ledger import Commit, Ledger
 from cdc.ports import Observer, Route
 from cdc.prepare.text import Composer, source_hash
-from cdc.rows import UNCHANGED, Cell, Key, Table
+from cdc.rows import UNCHANGED, Cell, Key, Table, Unchanged
 from cdc.services.desk import NO_TEXT, Desk
 from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
 from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
@@ -34,6 +34,12 @@ _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT = b"I", b"U", b"D", b"B", b"C"
 _BEGIN_BODY = Struct(">QqI").unpack_from
 _COMMIT_BODY = Struct(">xQQq").unpack_from
 _FIRST_CELL = BODY + 8
+_RUN_KEY = slice(BODY, BODY + 9)  # the route key, and the kind of the first cell
+_FIRST_SIZE = Struct(">I").unpack_from
+_SEALED_BYTES = 1024
+"""Longer rows are read at once: they may hold much that is not text, and all of a sealed row stays in memory."""
+# Looking a member of an enumeration up costs more than all else that is done with it.
+_OF_INSERT, _OF_UPDATE, _OF_DELETE, _REREAD = Kind.INSERT, Kind.UPDATE, Kind.DELETE, Kind.REREAD
 
 
 @dataclass(slots=True)
@@ -50,7 +56,10 @@ class Lane:
 
 
 class _TableReader:
-    """Reads one table's changes for one lane: the key's cells first, then the text's."""
+    """Reads one table's changes for one lane: the key's cells first, then the text's.
+
+    ``inserted`` counts rows that the desk has not been told of yet.
+    """
 
     def __init__(self, relation: Relation, lane: Lane) -> None:
         names = {name: index for index, name in enumerate(relation.column_names)}
@@ -63,6 +72,17 @@ class _TableReader:
         self.has_text = None not in text
         wanted = [index for index in (*key, *(text if self.has_text else ())) if index is not None]
         self.decoder = RowDecoder(relation, wanted if self.readable else ())
+        self.inserted = 0
+        # Whether the key is the first cell, so that it can be had without reading the row.
+        self.key_first = self.readable and self.has_text and key == [0]
+
+    def sealed_text(self, row: bytes) -> bytes | Unchanged | None:
+        """Return the text of an Insert; UNCHANGED where the row must be read from its table."""
+        try:
+            cells = self.decoder.last_tuple(row, _FIRST_CELL)
+        except DecodeError:
+            return UNCHANGED
+        return self.lane.composer.text(cells[1:])
 
     def key(self, cells: Sequence[Cell], old: Sequence[Cell] | None = None) -> Key:
         """Return the key of a row; a cell too long to be sent again is taken from the old tuple."""
@@ -107,12 +127,14 @@ class Intake:
         self._lanes: dict[Table, Lane] = {}
         self._relations: dict[int, Relation] = {}
         self._readers: dict[bytes, tuple[bytes, _TableReader]] = {}
+        self._runs: dict[bytes, _TableReader] = {}
         self._by_oid: dict[int, _TableReader] = {}
         self._commit: Commit | None = None
         self._last_xid = 0
         self._own = False
         self._changed: Counter[tuple[str, str]] = Counter()
         self._coalesced: Counter[str] = Counter()
+        self._inserting: list[_TableReader] = []
         self._touched: set[int] = set()
         self._counting: list[Desk] = []
 
@@ -126,7 +148,12 @@ class Intake:
         with self.lock:
             self._lanes = {table: lane for lane in lanes for table in lane.route.streamed_as}
             self._readers.clear()
+            self._runs.clear()
             self._by_oid.clear()
+            # A pipeline that ended must not be counted for when the open transaction ends: nobody would settle it.
+            attached = {id(lane.desk) for lane in lanes}
+            self._counting = [desk for desk in self._counting if id(desk) in attached]
+            self._touched &= attached
             for relation in self._relations.values():
                 self._learn(relation)
             return self._commit.xid if self._commit is not None else self._last_xid
@@ -136,15 +163,20 @@ class Intake:
         with self.lock:
             self.ledger = Ledger()
             self.gap = ""
+            self.ack_limit = 0  # what was reserved was reserved for the connection that ended
             self._relations.clear()
             self._readers.clear()
+            self._runs.clear()
             self._by_oid.clear()
             self._commit = None
             self._own = False
+            self._inserting.clear()
             for desk in {id(lane.desk): lane.desk for lane in self._lanes.values()}.values():
                 desk.dirty.disconnect()
                 desk.count.forget()
                 desk.gaps.clear()
+            # Desks that were let go before still had their share: nothing of them is pending any more.
+            self.budget.rows = self.budget.text_bytes = 0
 
     def acknowledged(self) -> int:
         """Return the furthest position that may be acknowledged; none while a gap is not durably known.
@@ -180,11 +212,26 @@ class Intake:
         """
         keepalives: list[Keepalive] = []
         with self.lock:
-            readers = self._readers
+            find, find_run = self._readers.get, self._runs.get
+            run: list[bytes] = []
+            running: _TableReader | None = None
             for frame in frames:
-                found = readers.get(frame[ROUTE_KEY])
-                if found is not None and frame[0] != KEEPALIVE:
-                    self._change(found[0], found[1], frame)
+                reader = find_run(frame[_RUN_KEY])  # a keepalive ends before the place of a route key
+                if reader is not None and len(frame) <= _SEALED_BYTES:
+                    if reader is not running:
+                        self._insert_run(running, run)
+                        run, running = [], reader
+                    run.append(frame)
+                    continue
+                if running is not None:
+                    self._insert_run(running, run)
+                    run, running = [], None
+                found = find(frame[ROUTE_KEY])
+                if found is not None:
+                    if found[0] == _INSERT:
+                        self._insert(found[1], frame)
+                    else:
+                        self._change(found[0], found[1], frame)
                 elif frame[0] == KEEPALIVE:
                     keepalive = parse_frame(frame)
                     assert isinstance(keepalive, Keepalive)
@@ -192,8 +239,45 @@ class Intake:
                     keepalives.append(keepalive)
                 else:
                     self._message(frame)
+            self._insert_run(running, run)
+            self._tally()
         self._report()
         return keepalives
+
+    def _insert_run(self, reader: _TableReader | None, run: list[bytes]) -> None:
+        """Take in Inserts of one table that came in a row, unread where that will do."""
+        if reader is None:
+            return
+        desk, commit = reader.lane.desk, self._commit
+        if commit is not None and commit.lsn > desk.replay_until and not self._own and not desk.rounds:
+            sizes = [_FIRST_SIZE(frame, _FIRST_CELL + 1)[0] for frame in run if len(frame) >= _FIRST_CELL + 5]
+            begin = _FIRST_CELL + 5
+            keys = [frame[begin : begin + size] for frame, size in zip(run, sizes, strict=False)]
+            whole = len(keys) == len(run) and sum(map(len, keys)) == sum(sizes)
+            if whole and desk.dirty.insert(keys, run, reader.sealed_text, commit):
+                if not reader.inserted:
+                    self._inserting.append(reader)
+                reader.inserted += len(run)
+                return
+        for frame in run:
+            self._insert(reader, frame)
+
+    def _insert(self, reader: _TableReader, frame: bytes) -> None:
+        """Take in an Insert: a backlog consists of them, so the way is short."""
+        commit = self._commit
+        if commit is None:
+            raise DecodeError("A row change arrived outside a transaction.")
+        cells = reader.decoder.last_tuple(frame, _FIRST_CELL)
+        if not reader.inserted:
+            self._inserting.append(reader)
+        reader.inserted += 1
+        lane = reader.lane
+        desk, key = lane.desk, reader.key(cells)
+        text = lane.composer.text(cells[reader.width :]) if reader.has_text else UNCHANGED
+        if text is UNCHANGED:
+            self._mark(desk, key, _REREAD, None, commit)
+        else:
+            self._text(desk, key, _OF_INSERT, text, commit)
 
     def _change(self, op: bytes, reader: _TableReader, frame: bytes) -> None:
         commit = self._commit
@@ -201,45 +285,40 @@ class Intake:
             raise DecodeError("A row change arrived outside a transaction.")
         lane, width = reader.lane, reader.width
         desk = lane.desk
-        old: Sequence[Cell] | None = None
         if op == _DELETE:
-            cells: list[Cell] = reader.decoder.delete(frame)
-            self._mark(desk, reader.key(cells), Kind.DELETE, None, commit)
+            self._mark(desk, reader.key(reader.decoder.delete(frame)), _OF_DELETE, None, commit)
             self._count(desk, commit, -1)
             self._changed[desk.name, "delete"] += 1
             return
-        if op == _INSERT:
-            cells = reader.decoder.last_tuple(frame, _FIRST_CELL)
-            self._count(desk, commit, 1)
-            self._changed[desk.name, "insert"] += 1
-        else:
-            old, cells = reader.decoder.update(frame)
-            self._changed[desk.name, "update"] += 1
+        old, cells = reader.decoder.update(frame)
+        self._changed[desk.name, "update"] += 1
         key = reader.key(cells, old)
         if old is not None:
             before = reader.key(old)
             if before != key:
                 # Keys that print differently may still be equal (1.0 and 1.00): only the table can tell.
-                self._mark(desk, before, Kind.REREAD, None, commit)
+                self._mark(desk, before, _REREAD, None, commit)
         texts = cells[width:]
-        if not reader.has_text:
-            self._mark(desk, key, Kind.REREAD, None, commit)
-        elif UNCHANGED in texts:
-            moved = old is not None and reader.key(old) != key
-            if moved or any(cell is not UNCHANGED for cell in texts):
-                self._mark(desk, key, Kind.REREAD, None, commit)
-        else:
-            text = lane.composer.text(texts)
-            if desk.expected and self._own:
-                if self._is_echo(desk, key, text):
-                    return
-            elif desk.rounds:
-                desk.rounds.pop(key, None)  # the user's own change: it counts anew
-            self._mark(desk, key, Kind.INSERT if op == _INSERT else Kind.UPDATE, text, commit)
+        text = lane.composer.text(texts) if reader.has_text else UNCHANGED
+        if text is not UNCHANGED:
+            self._text(desk, key, _OF_UPDATE, text, commit)
+            return
+        moved = old is not None and reader.key(old) != key
+        if moved or not reader.has_text or any(cell is not UNCHANGED for cell in texts):
+            self._mark(desk, key, _REREAD, None, commit)
+
+    def _text(self, desk: Desk, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> None:
+        """Mark a row whose text came with the change, unless it is our own write-back."""
+        if desk.expected and self._own:
+            if self._is_echo(desk, key, text):
+                return
+        elif desk.rounds:
+            desk.rounds.pop(key, None)  # the user's own change: it counts anew
+        self._mark(desk, key, kind, text, commit)
 
     def _mark(self, desk: Desk, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> None:
         if commit.lsn <= desk.replay_until:
-            kind, text = Kind.REREAD, None
+            kind, text = _REREAD, None
         if desk.dirty.mark(key, kind, text, commit):
             self._coalesced[desk.name] += 1
 
@@ -253,6 +332,17 @@ class Intake:
             return True
         desk.rounds[key] = desk.rounds.get(key, 0) + 1
         return False
+
+    def _tally(self) -> None:
+        """Count the rows inserted since the last time: one addition for many rows."""
+        commit = self._commit
+        for reader in self._inserting:
+            desk, rows = reader.lane.desk, reader.inserted
+            reader.inserted = 0
+            self._changed[desk.name, "insert"] += rows
+            if commit is not None:
+                self._count(desk, commit, rows)
+        self._inserting.clear()
 
     def _count(self, desk: Desk, commit: Commit, difference: int) -> None:
         desk.count.add(commit, difference)
@@ -297,6 +387,7 @@ class Intake:
         reader, commit = self._by_oid.get(oid), self._commit
         if reader is None or commit is None:
             return
+        self._tally()  # what the same transaction had inserted before is gone as well
         desk = reader.lane.desk
         self._changed[desk.name, "truncate"] += 1
         if len(reader.lane.route.streamed_as) == 1:
@@ -314,6 +405,7 @@ class Intake:
         commit = self._commit
         if commit is None:
             return
+        self._tally()
         for desk in self._counting:
             desk.count.close(commit)
         self._counting.clear()
@@ -327,6 +419,7 @@ class Intake:
         oid = relation.oid
         for known in [key for key in self._readers if key[1:5] == oid.to_bytes(4)]:
             del self._readers[known]
+            self._runs.pop(known + b"t", None)
         self._by_oid.pop(oid, None)
         lane = self._lanes.get(relation.table)
         if lane is None:
@@ -337,6 +430,8 @@ class Intake:
         self._by_oid[oid] = reader
         for route, tag in route_keys(relation).items():
             self._readers[route] = (tag, reader)
+            if tag == _INSERT and reader.key_first:
+                self._runs[route + b"t"] = reader
 
     def _report(self) -> None:
         if self._changed:

@@ -20,6 +20,7 @@ from cdc.services.delivery import Delivery, ModelAway
 from cdc.services.desk import Desk
 from cdc.services.gate import ModelGate, Priority
 from cdc.services.scan import Progress, Scan
+from cdc.services.tasks import end
 from cdc.services.writer import Writer
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ class Pipeline:
         self._windows: set[asyncio.Task[None]] = set()
         self._scanning = asyncio.Event()
         self._asked: str | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._loaded = Claim()
         if progress.reason is not None:
             self._scanning.set()
         self.writer = Writer(desk, target, observer, self._settled)
@@ -129,9 +132,8 @@ class Pipeline:
             for finished in done:
                 finished.result()
         finally:
-            for task in (*parts, *self._windows):
-                task.cancel()
-            await asyncio.gather(*parts, *self._windows, return_exceptions=True)
+            tasks = [*parts, *self._windows, *([self._loading] if self._loading is not None else [])]
+            await end(tasks)
             self._failure.cancel()
 
     async def _dispatch(self) -> None:
@@ -139,16 +141,16 @@ class Pipeline:
             await self._wake.wait()
             self._wake.clear()
             await self._truncate()
-            while len(self._windows) < WINDOWS and not self.paused:
-                if not self._gate.is_up:
-                    await self._gate.ready()
-                if self._tuning.batch_delay_s and len(self._windows) > 0:
+            # While the model is away nothing is taken, and the engine's next turn looks again: a truncation, which
+            # needs no model, must not wait for it.
+            while len(self._windows) < WINDOWS and not self.paused and self._gate.is_up:
+                if self._tuning.batch_delay_s and 0 < self.desk.dirty.stream_rows < self._tuning.batch_rows:
                     await asyncio.sleep(self._tuning.batch_delay_s)
+                self._load_soon()
                 works, priority = self._take()
-                if not works and not await self._load():
+                if not works:
                     break
-                if works:
-                    self._start(works, priority)
+                self._start(works, priority)
 
     def _take(self) -> tuple[list[Work], Priority]:
         rows = self._tuning.batch_rows * BATCHES_PER_WINDOW
@@ -160,11 +162,20 @@ class Pipeline:
             return dirty.take_found(rows, WINDOW_BYTES), Priority.SCAN
 
     def _start(self, works: list[Work], priority: Priority) -> None:
-        task = asyncio.create_task(self._window(works, priority), name=f"{self.desk.name} window")
+        # A task that is cancelled before its first step runs none of its code: till then the works are noted here.
+        begun: list[bool] = []
+        task = asyncio.create_task(self._window(works, priority, begun), name=f"{self.desk.name} window")
         self._windows.add(task)
+        task.add_done_callback(lambda _: None if begun else self._put_back(works))
         task.add_done_callback(self._window_done)
 
-    async def _window(self, works: list[Work], priority: Priority) -> None:
+    def _put_back(self, works: list[Work]) -> None:
+        with self.desk.lock:
+            for work in works:
+                self.desk.dirty.requeue(work)
+
+    async def _window(self, works: list[Work], priority: Priority, begun: list[bool]) -> None:
+        begun.append(True)
         try:
             await self._delivery.deliver(works, priority)
         except ModelAway:
@@ -225,17 +236,25 @@ class Pipeline:
 
     # -- the durable queue ------------------------------------------------------------------------------------------
 
-    async def _load(self) -> bool:
-        """Take a page of the durable queue up, if there is nothing else to do; tell whether there was one."""
-        if not self.queued or self.desk.dirty.rows or self._windows:
-            return False
+    def _load_soon(self) -> None:
+        """Have a page of the durable queue taken up once the last one is done, however busy the stream is.
+
+        Its keys stand in line with the stream's, so neither starves the other.
+        """
+        busy = self._loading is not None and not self._loading.done()
+        if self.queued and not busy and not self._loaded.outstanding:
+            self._loading = asyncio.create_task(self._load(), name=f"{self.desk.name} load")
+            self._loading.add_done_callback(self._window_done)
+
+    async def _load(self) -> None:
         keys = await self._patiently(lambda: self.target.dequeue(QUEUE_PAGE))
-        if not keys:
-            return False
+        self._loaded = Claim(max((lsn for _, lsn in keys), default=0))
         with self.desk.lock:
-            for key, lsn in keys:
-                self.desk.dirty.load(key, Claim(lsn))
-        return True
+            for key, _ in keys:
+                self.desk.dirty.load(key, self._loaded)
+        if not keys:  # leased by others, or the count is off: look again
+            await asyncio.sleep(1.0)
+            self.queued = await self._patiently(self.target.queued)
 
     async def spill(self) -> int:
         """Move a page of pending stream keys to the durable queue, so that their WAL can be acknowledged."""

@@ -75,9 +75,9 @@ class Scan:
         return await self._target.orphans(after, rows)
 
     async def _count(self) -> None:
-        rows, snapshot = await self._target.count_source()
+        rows, snapshot, until = await self._target.count_source()
         with self._desk.lock:
-            self._desk.count.rebase(rows, snapshot)
+            self._desk.count.rebase(rows, snapshot, until)
             counted = self._desk.count.counted
         await self._target.save_count(counted)
         with self._desk.lock:

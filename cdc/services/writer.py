@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import structlog
 
 from cdc.errors import RowRefused, Unavailable
 from cdc.flow.dirty import Kind
 from cdc.flow.disposition import backoff_s
 from cdc.ports import Observer, Target, Write
 from cdc.services.desk import NO_TEXT, Desk
+
+log = structlog.get_logger()
+
+RECENT = 20
+"""Dead letters that are remembered for the status page."""
 
 MAX_ROWS = 4096
 """Rows in one write-back transaction; past a thousand or so, more gain nothing."""
@@ -40,26 +48,36 @@ class Writer:
         self.embeddings = 0
         self.dequeued = 0
         self.buried = 0
+        self._ended = False
+        self.recent_errors: deque[dict[str, object]] = deque(maxlen=RECENT)
 
     async def put(self, write: Write) -> None:
         """Have ``write`` carried out; its works are settled, or back among the dirty keys, when this returns.
 
         Raises:
             RowRefused: the database refused a value of this very write; nothing of it was written.
+            Unavailable: the writer has ended.
             WalvecError: the pipeline cannot go on; nothing of the write is settled.
         """
+        if self._ended:
+            raise Unavailable("The pipeline is ending.")
         item = _Waiting(write, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         self._wake.set()
         await item.done
 
     async def run(self) -> None:
-        """Write until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._write(self._next())
+        """Write until cancelled. Nobody may wait for it afterwards."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    await self._write(self._next())
+        finally:
+            self._ended = True
+            for item in self._waiting:
+                item.done.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Take the writes that can share a transaction with the first one."""
@@ -120,6 +138,8 @@ class Writer:
         self.embeddings = written.embeddings
         self.dequeued += written.dequeued
         self.buried += len(write.dead)
+        if write.dead:
+            self._mourn(write)
         refused = {id(work) for work in written.refused}
         with desk.lock:
             for work in write.works:
@@ -130,6 +150,21 @@ class Writer:
             desk.count.persisted(counted)
         self._report(write, refused)
         self._settled()
+
+    def _mourn(self, write: Write) -> None:
+        """Say which rows were set aside, by reason; keys and texts stay out of the log."""
+        for letter in write.dead[-RECENT:]:
+            self.recent_errors.append(
+                {
+                    "pipeline": self._desk.name,
+                    "step": letter.step,
+                    "category": letter.category,
+                    "message": letter.message,
+                    "attempts": letter.attempts,
+                    "last_seen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+            )
+        log.warning("row_dead_lettered", pipeline=self._desk.name, rows=len(write.dead), reason=write.dead[0].category)
 
     def _report(self, write: Write, refused: set[int]) -> None:
         name = self._desk.name

@@ -13,6 +13,7 @@ EVENTS: dict[str, str] = {
     "database_unavailable": "PostgreSQL cannot be reached; trying again with backoff.",
     "database_recovered": "PostgreSQL answers again.",
     "schema_migrated": "The control schema was created or brought up to date.",
+    "slot_waiting": "The server waits for older transactions to end before it can make the slot.",
     "slot_created": "A replication slot was created.",
     "slot_connecting": "Replication is being started.",
     "slot_streaming": "Replication has started.",
@@ -23,6 +24,7 @@ EVENTS: dict[str, str] = {
     "server_notice": "PostgreSQL sent a notice on the replication connection.",
     # publication and pipelines
     "publication_missing": "The publication does not exist; nothing is captured until it is back.",
+    "publication_incomplete": "The publication leaves out a kind of change; embeddings fall behind until a reconcile.",
     "publication_restored": "The publication is back; every pipeline is reconciled.",
     "table_added": "A table joined the publication; its pipeline starts with a reconcile.",
     "table_left": "A table left the publication; its destination is no longer maintained.",

@@ -45,7 +45,7 @@ def browse(tmp_path_factory):
     """Return a function from an address to (the page's DOM after its script ran, what the browser complained of)."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        pytest.fail("Chromium is missing: run tools/install_chromium.sh, or set CHROMIUM to its program")
+        pytest.fail("Chromium is missing: run tools/setup.sh chromium, or set CHROMIUM to its program")
 
     def run(url: str, *options: str) -> tuple[str, str]:
         command = [

@@ -19,7 +19,7 @@ Connection = psycopg.Connection[Any]
 def vector_of(text: str) -> np.ndarray[Any, Any]:
     """Return what the runtime ``hash`` makes of ``text`` (CONTRACT: the runtime without a model)."""
     numbers = np.frombuffer(hashlib.shake_256(text.encode()).digest(768), "<i2").astype("float32")
-    return numbers / np.linalg.norm(numbers)
+    return np.asarray(numbers / np.linalg.norm(numbers))
 
 
 def stored(db: Connection) -> dict[int, Any]:

@@ -19,7 +19,7 @@ RULES = ROOT / "deploy" / "prometheus"
 def promtool():
     found = shutil.which("promtool") or shutil.which("promtool", path=str(ROOT / ".cache" / "bin"))
     if found is None:
-        pytest.fail("promtool is missing: run tools/install_promtool.sh")
+        pytest.fail("promtool is missing: run tools/setup.sh promtool")
 
     def run(*arguments, **options):
         return subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60, **options)

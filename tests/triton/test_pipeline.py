@@ -96,6 +96,7 @@ def test_killed_in_the_middle_of_a_batch(scene, triton):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_frozen_for_longer_than_a_request_may_take(scene, triton):
     write(scene)
     triton.freeze()
@@ -104,6 +105,7 @@ def test_frozen_for_longer_than_a_request_may_take(scene, triton):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_model_unloaded_and_loaded_again(scene, triton):
     write(scene)
     triton.unload(MODEL)
@@ -114,6 +116,7 @@ def test_model_unloaded_and_loaded_again(scene, triton):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_model_reloaded_under_load(scene, triton, models):
     write(scene)
     config = models / MODEL / "config.pbtxt"
@@ -122,6 +125,7 @@ def test_model_reloaded_under_load(scene, triton, models):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_model_process_killed(scene, triton):
     write(scene)
     triton.kill_models()
@@ -131,6 +135,7 @@ def test_model_process_killed(scene, triton):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_restarted_in_the_middle_of_a_batch(scene, triton):
     write(scene)
     triton.stop()
@@ -138,6 +143,7 @@ def test_restarted_in_the_middle_of_a_batch(scene, triton):
     converged(scene)
 
 
+@pytest.mark.triton
 def test_stored_vectors_are_still_those_of_the_model_in_process(scene, triton):
     texts, vectors = stored(scene)
     order = np.random.default_rng(7).permutation(len(texts))[:120]

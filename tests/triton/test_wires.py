@@ -17,7 +17,7 @@ from inference.repository.checks import TEXTS, in_process
 from inference.triton import TritonEmbedder
 
 MODEL = "all-minilm-l6-v2"
-pytestmark = pytest.mark.xdist_group("triton")
+pytestmark = [pytest.mark.xdist_group("triton"), pytest.mark.triton]
 
 
 @pytest.fixture

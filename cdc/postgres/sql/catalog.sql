@@ -43,7 +43,11 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text, c.relreplident::text,
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
         WHERE i.indrelid = c.oid AND i.indisvalid AND k.ord <= i.indnkeyatts
           AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END),
-       -- Whatever changes rows without an event changes this: rewrites, partitions that come and go.
+       -- Whatever changes rows without an event changes this: rewrites, partitions that come and go, and a table that
+       -- left the publication and came back between two looks.
+       COALESCE((SELECT string_agg(r.oid::text, ',' ORDER BY r.oid) || '/'
+                 FROM pg_catalog.pg_publication_rel AS r JOIN publication AS p ON p.oid = r.prpubid
+                 WHERE r.prrelid = c.oid OR r.prrelid = ANY (g.members)), '') ||
        (SELECT pg_catalog.md5(string_agg(t.relid::oid || ':' || pg_catalog.pg_relation_filenode(t.relid), ',' ORDER BY t.relid::oid))
         FROM (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid) WHERE isleaf
               UNION SELECT c.oid::regclass WHERE c.relkind <> 'p') AS t)
@@ -82,8 +86,11 @@ SELECT relid::oid::bigint FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regcla
 UNION SELECT %(oid)s::bigint
 
 -- name: target
--- An existing destination: its columns with their types, and the type modifier of pgvector's types (the dimension).
-SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), t.typname::text, a.atttypmod, c.relkind::text
+-- An existing destination: its columns with their types, the type modifier of pgvector's types (the dimension), and
+-- whether they are part of the primary key.
+SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname::text, a.atttypmod,
+       EXISTS (SELECT FROM pg_catalog.pg_index AS i
+               WHERE i.indrelid = c.oid AND i.indisprimary AND a.attnum = ANY (i.indkey::int2[]))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -32,7 +32,12 @@ WITH taken AS (
 SELECT epoch FROM taken
 
 -- name: adopt
-UPDATE {schema}.progress AS g SET epoch = %(epoch)s
+-- What the previous holder said about its pipelines is not true any more.
+-- Positions beyond the end of the log are of another history: this database was restored from a dump.
+UPDATE {schema}.progress AS g
+SET epoch = %(epoch)s, state = 'waiting', reason = '',
+    written_lsn = LEAST(g.written_lsn, pg_catalog.pg_current_wal_insert_lsn()),
+    counted_lsn = CASE WHEN g.counted_lsn <= pg_catalog.pg_current_wal_insert_lsn() THEN g.counted_lsn ELSE '0/0' END
 FROM {schema}.pipelines AS p WHERE p.id = g.pipeline_id AND p.slot = %(slot)s
 
 -- name: reserve
@@ -44,8 +49,10 @@ UPDATE {schema}.slots SET ack_limit = %(limit)s WHERE slot = %(slot)s
 
 -- name: release_leases
 -- What the previous holder had leased of the durable queue is free again.
-UPDATE {schema}.dirty AS d SET leased_until = NULL
-FROM {schema}.pipelines AS p WHERE p.id = d.pipeline_id AND p.slot = %(slot)s AND d.leased_until IS NOT NULL
+UPDATE {schema}.dirty AS d SET leased_until = NULL, lsn = LEAST(d.lsn, pg_catalog.pg_current_wal_insert_lsn())
+FROM {schema}.pipelines AS p
+WHERE p.id = d.pipeline_id AND p.slot = %(slot)s
+  AND (d.leased_until IS NOT NULL OR d.lsn > pg_catalog.pg_current_wal_insert_lsn())
 
 -- name: moved
 UPDATE {schema}.pipelines SET storage = %(storage)s WHERE id = %(pipeline)s
@@ -67,7 +74,10 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        p.fingerprint, p.shape, p.storage, p.mode, p.paused, p.attached,
        g.source_records, g.counted_lsn, g.count_snapshot::text, g.written_lsn, g.embeddings,
        g.scan_reason, g.scan_phase, g.scan_cursor, g.scan_done, g.scan_total, g.backfilled_at IS NOT NULL,
-       (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id)
+       (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id),
+       pg_catalog.pg_current_wal_insert_lsn()::text,
+       p.dimension IS NOT NULL
+       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id
@@ -100,7 +110,9 @@ WHERE id = %(pipeline)s
 UPDATE {schema}.pipelines SET attached = %(attached)s WHERE id = %(pipeline)s
 
 -- name: set_epoch
-UPDATE {schema}.progress SET epoch = %(epoch)s WHERE pipeline_id = %(pipeline)s
+UPDATE {schema}.progress AS g SET epoch = %(epoch)s
+FROM {schema}.pipelines AS p JOIN {schema}.slots AS s ON s.slot = p.slot
+WHERE p.id = %(pipeline)s AND g.pipeline_id = p.id AND s.epoch = %(epoch)s  -- nobody has taken over meanwhile
 
 -- name: publish
 -- What the pipeline says about itself; written only when it has changed, so that an idle consumer writes nothing.

@@ -1,6 +1,11 @@
 -- Destinations: the embeddings table of a pipeline, and the table of hashes of an in-place one. {target} is that table,
 -- {rows} the source with its text and hash (expressions.rows), {keys} the key columns. Arrays of keys arrive as array
 -- literals in the server's own text form, vectors and hashes as binary arrays.
+--
+-- Plans are made once and kept (cdc.postgres.pool), perhaps while the tables are empty: so what is looked up by key is a
+-- lateral sub-select with OFFSET 0, which leaves the planner one way, through the index, whatever it believes of sizes.
+-- UPDATE and DELETE cannot be joined so: they find their rows by place (table and ctid), which such a sub-select gives.
+-- A row that another transaction moves meanwhile is not found: the caller notices by the count, and reads again.
 
 -- name: create_embeddings
 CREATE TABLE IF NOT EXISTS {target} (
@@ -28,6 +33,7 @@ CREATE TABLE IF NOT EXISTS {target} (
 
 -- name: write_versioned
 -- Rows whose text came with the WAL: the commit's position decides, so a replay or a late finisher never goes backwards.
+-- A position beyond the end of the log is of another history, from before a dump and restore, and decides nothing.
 -- One statement is one transaction: fence, vectors, removals, queue, dead letters, counts and checkpoint.
 WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
@@ -40,11 +46,14 @@ WITH fence AS MATERIALIZED (
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
     WHERE e.source_lsn IS NULL OR e.source_lsn <= excluded.source_lsn
+       OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING (e.xmax = 0) AS fresh
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}, %(gone_lsns)s::pg_lsn[]) AS u ({keys}, walvec_lsn)
-    WHERE {e_is_u} AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn)
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place AND (e.source_lsn IS NULL OR e.source_lsn <= u.walvec_lsn
+                        OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn())
     RETURNING 1
 ), {bookkeeping}
 
@@ -63,11 +72,13 @@ WITH fence AS MATERIALIZED (
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
     WHERE e.source_lsn IS NULL OR e.source_lsn <= excluded.source_lsn
+       OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING (e.xmax = 0) AS fresh
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
-    WHERE {e_is_u}
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place
       AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
                                     WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
@@ -85,7 +96,8 @@ WITH fence AS MATERIALIZED (
     FROM mark, unnest({up_arrays}, {vectors}, %(hashes)s::bytea[], %(lsns)s::pg_lsn[])
          AS u ({keys}, walvec_vector, walvec_hash, walvec_lsn)
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-    WHERE {s_is_u} AND r.now = u.walvec_hash
+    CROSS JOIN LATERAL (SELECT s.tableoid AS part, s.ctid AS place FROM {source} AS s WHERE {s_is_u} OFFSET 0) AS q
+    WHERE s.tableoid = q.part AND s.ctid = q.place AND r.now = u.walvec_hash
     RETURNING {u_keys}, u.walvec_hash, u.walvec_lsn
 ), written AS (
     INSERT INTO {target} AS e ({keys}, chunk, source_hash, source_lsn, model, embedded_at)
@@ -98,12 +110,14 @@ WITH fence AS MATERIALIZED (
     UPDATE {source} AS s SET {column} = NULL
     FROM mark, unnest({gone_arrays}) AS u ({keys})
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
-    WHERE {s_is_u} AND (%(force)s OR r.now IS NULL) AND s.{column} IS NOT NULL
+    CROSS JOIN LATERAL (SELECT s.tableoid AS part, s.ctid AS place FROM {source} AS s WHERE {s_is_u} OFFSET 0) AS q
+    WHERE s.tableoid = q.part AND s.ctid = q.place AND (%(force)s OR r.now IS NULL) AND s.{column} IS NOT NULL
     RETURNING 1
 ), removed AS (
     DELETE FROM {target} AS e
     USING fence, unnest({gone_arrays}) AS u ({keys})
-    WHERE {e_is_u}
+    CROSS JOIN LATERAL (SELECT e.tableoid AS part, e.ctid AS place FROM {target} AS e WHERE {e_is_u} OFFSET 0) AS q
+    WHERE e.tableoid = q.part AND e.ctid = q.place
       AND (%(force)s OR NOT EXISTS (SELECT FROM (SELECT r.walvec_hash FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
                                     WHERE r.walvec_hash IS NOT NULL))
     RETURNING 1
@@ -114,7 +128,9 @@ WITH fence AS MATERIALIZED (
 dequeued AS (
     DELETE FROM {schema}.dirty AS d
     USING fence, unnest(%(done_keys)s::text[], %(done_lsns)s::pg_lsn[]) AS u (key, lsn)
-    WHERE d.pipeline_id = %(pipeline)s AND d.key = u.key AND d.lsn <= u.lsn
+    CROSS JOIN LATERAL (SELECT q.ctid AS place FROM {schema}.dirty AS q
+                        WHERE q.pipeline_id = %(pipeline)s AND q.key = u.key OFFSET 0) AS q
+    WHERE d.ctid = q.place AND d.lsn <= u.lsn
     RETURNING 1
 ), mended AS (
     DELETE FROM {schema}.dead_letters AS d
@@ -148,21 +164,22 @@ SELECT (SELECT embeddings FROM counted), (SELECT count(*) FROM written), (SELECT
 SELECT u.walvec_ord - 1
 FROM unnest({up_arrays}, %(hashes)s::bytea[]) WITH ORDINALITY
      AS u ({keys}, walvec_hash, walvec_ord)
-LEFT JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+LEFT JOIN LATERAL (SELECT e.source_hash FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e ON true
 WHERE e.source_hash IS DISTINCT FROM u.walvec_hash
 
 -- name: surviving
 -- Which of the keys that were to go are still there.
 SELECT u.walvec_ord - 1
 FROM unnest({gone_arrays}) WITH ORDINALITY AS u ({keys}, walvec_ord)
-JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+CROSS JOIN LATERAL (SELECT FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e
 
 -- name: unchanged
 -- Which of these keys hold an embedding of this very text already.
 SELECT u.walvec_ord - 1
 FROM unnest({up_arrays}, %(hashes)s::bytea[]) WITH ORDINALITY
      AS u ({keys}, walvec_hash, walvec_ord)
-JOIN {target} AS e ON {e_is_u} AND e.chunk = 0 AND e.source_hash = u.walvec_hash
+CROSS JOIN LATERAL (SELECT e.source_hash FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e
+WHERE e.source_hash = u.walvec_hash
 
 -- name: read_keys
 -- The rows as they are now: hash, whether the embedding agrees, and the text where it does not. Texts past the byte
@@ -177,7 +194,8 @@ FROM (
                OVER (ORDER BY u.walvec_ord ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) > %(bytes)s AS deferred
     FROM unnest({gone_arrays}) WITH ORDINALITY AS u ({keys}, walvec_ord)
     LEFT JOIN LATERAL (SELECT true AS found, r.* FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r ON true
-    LEFT JOIN {target} AS e ON {e_is_u} AND e.chunk = 0
+    LEFT JOIN LATERAL (SELECT e.chunk, e.source_hash FROM {target} AS e
+                       WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e ON true
 ) AS x
 ORDER BY x.walvec_ord
 
@@ -192,7 +210,8 @@ FROM (
            p.walvec_ord, count(*) OVER () AS walvec_total
     FROM (SELECT {r_keys}, r.walvec_text, r.walvec_hash, row_number() OVER (ORDER BY {r_keys}) AS walvec_ord
           FROM (SELECT * FROM {rows} AS r {after} ORDER BY {r_keys} LIMIT %(limit)s) AS r) AS p
-    LEFT JOIN {target} AS e ON {e_is_p} AND e.chunk = 0
+    LEFT JOIN LATERAL (SELECT e.chunk, e.source_hash FROM {target} AS e
+                       WHERE {e_is_p} AND e.chunk = 0 OFFSET 0) AS e ON true
     CROSS JOIN LATERAL (SELECT e.source_hash IS DISTINCT FROM p.walvec_hash
                                OR (e.chunk IS NOT NULL AND p.walvec_hash IS NULL) AS differs) AS d
 ) AS x
@@ -218,7 +237,7 @@ WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
 ), removed AS (
     DELETE FROM {target} AS e USING fence
-    WHERE e.source_lsn IS NULL OR e.source_lsn <= %(lsn)s::pg_lsn
+    WHERE e.source_lsn IS NULL OR e.source_lsn <= %(lsn)s::pg_lsn OR e.source_lsn > pg_catalog.pg_current_wal_insert_lsn()
     RETURNING 1
 ), dequeued AS (
     DELETE FROM {schema}.dirty AS d USING fence WHERE d.pipeline_id = %(pipeline)s AND d.lsn <= %(lsn)s::pg_lsn
@@ -256,10 +275,10 @@ SELECT (SELECT embeddings FROM counted), (SELECT count(*) FILTER (WHERE fresh) F
 -- name: dequeue
 -- Lease the oldest keys: other workers skip what is leased or locked, and an abandoned lease runs out by itself.
 UPDATE {schema}.dirty AS d SET leased_until = now() + interval '60 s'
-FROM (SELECT q.key FROM {schema}.dirty AS q
+FROM (SELECT q.ctid AS place FROM {schema}.dirty AS q
       WHERE q.pipeline_id = %(pipeline)s AND (q.leased_until IS NULL OR q.leased_until < now())
       ORDER BY q.queued_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS q
-WHERE d.pipeline_id = %(pipeline)s AND d.key = q.key
+WHERE d.ctid = q.place
 RETURNING d.key, d.lsn
 
 -- name: queued
@@ -291,7 +310,7 @@ WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
 RETURNING embeddings
 
 -- name: count_source
-SELECT count(*), pg_catalog.pg_current_snapshot()::text FROM {plain_rows} AS r
+SELECT count(*), pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn() FROM {plain_rows} AS r
 
 -- name: nearest
 SELECT {e_keys}, e.embedding OPERATOR({operator_schema}.{operator}) %(vector)s::{vector_type} AS distance, r.walvec_text

@@ -1,0 +1,42 @@
+"""What the services ask of the world, each port cut to its listener's size."""
+
+from __future__ import annotations
+
+from cdc.ports.model import EmbedFailed, Model
+from cdc.ports.registry import (
+    Followed,
+    PipelineReport,
+    Registry,
+    Route,
+    ScanPoint,
+    SlotKeeper,
+    SlotView,
+    Stream,
+    Wanted,
+)
+from cdc.ports.target import DeadLetter, Difference, Page, Reread, Target, Vectors, Write, Written
+from cdc.ports.watching import EngineView, Observer
+
+__all__ = [
+    "DeadLetter",
+    "Difference",
+    "EmbedFailed",
+    "EngineView",
+    "Followed",
+    "Model",
+    "Observer",
+    "Page",
+    "PipelineReport",
+    "Registry",
+    "Reread",
+    "Route",
+    "ScanPoint",
+    "SlotKeeper",
+    "SlotView",
+    "Stream",
+    "Target",
+    "Vectors",
+    "Wanted",
+    "Write",
+    "Written",
+]
