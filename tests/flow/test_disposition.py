@@ -10,7 +10,8 @@ from cdc.flow.disposition import TRIES_TOGETHER, Action, Failure, backoff_s, dis
 @pytest.mark.parametrize("rows", [1, 2, 256])
 @pytest.mark.parametrize("attempts", [1, 8, 10_000])
 def test_a_server_that_is_away_never_costs_a_row_anything(rows, attempts):
-    assert dispose(Failure.UNAVAILABLE, rows, attempts, 8) is Action.WAIT
+    for failure in (Failure.UNAVAILABLE, Failure.OVERLOADED, Failure.SILENT):
+        assert dispose(failure, rows, attempts, 8) is Action.WAIT
     assert dispose(Failure.MISCONFIGURED, rows, attempts, 8) is Action.STOP
 
 
