@@ -84,7 +84,13 @@ async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any], *, whole: 
         raise _meaning(exc) from exc
 
 
+class _SameRow(PipelineFault):
+    """Keys of one write that print differently, as 1.0 and 1.00 do, name the same row."""
+
+
 def _meaning(exc: psycopg.Error) -> WalvecError:
+    if exc.sqlstate == "21000":  # cardinality_violation: ON CONFLICT cannot affect a row a second time
+        return _SameRow("Several keys of one write name the same row.")
     if exc.sqlstate is not None and exc.sqlstate[:2] in ("22", "23", "54"):
         return RowRefused(f"The database refused a row (SQLSTATE {exc.sqlstate}).")
     error = classify(exc)
@@ -187,8 +193,13 @@ class PostgresTarget:
             **self._letter_params(write),
             **self._count_params(counted),
         }
-        statement = self._sql.write_guarded if guarded else self._sql.write_versioned
-        ((embeddings, written, removed, dequeued),) = await self._run(statement, params)
+        statements = self._sql
+        try:
+            rows = await self._run(statements.write_guarded if guarded else statements.write_versioned, params)
+        except _SameRow:
+            once = statements.write_guarded_once if guarded else statements.write_versioned_once
+            rows = await self._run(once, params)
+        ((embeddings, written, removed, dequeued),) = rows
         self._check_fence(embeddings)
         refused: list[Work] = []
         if _int(written) != len(write.upserts):
