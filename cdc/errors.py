@@ -57,7 +57,7 @@ class SlotLost(WalvecError):
 
 
 class SlotStuck(SlotLost):
-    """The slot stands where the publication did not exist, and the server cannot decode past it: only a new slot can."""
+    """The slot stands where the publication did not exist, and the server cannot decode past it: a new slot can."""
 
 
 class PublicationMissing(Unavailable):

@@ -21,8 +21,8 @@ class Counted:
     """The number of source rows as of the commit at ``lsn``; ``snapshot`` is the base's, while it still matters.
 
     That is up to ``until``, a position that the log had reached when the base was counted, or a later one: no commit
-    beyond it is in the base. The stream's transaction ids have 32 bits and come round, so the snapshot must not be asked
-    for ever.
+    beyond it is in the base. The stream's transaction ids have 32 bits and come round, so the snapshot must not be
+    asked for ever.
     """
 
     rows: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -12,31 +13,52 @@ from cdc.postgres.connect import ConnectionSettings, connection_params
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
-SESSIONS = 6
-"""Most sessions at once: enough for a write, a read and a scan side by side, few beside an application's own."""
+WORK_SESSIONS = 6
+"""Most sessions of pipelines: enough for writes and reads side by side, few beside an application's own."""
+
+SCAN_SESSIONS = 2
+"""Most sessions that count, scan or empty whole tables: such statements can take minutes, and wait for their turn."""
+
+CONTROL_SESSIONS = 2
+"""Most sessions of the engine itself, apart, so that long scans of many tables never keep it waiting."""
 
 LOCK_TIMEOUT = "5s"
 """How long a statement waits for a lock that somebody else holds before it is put off."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPools:
+    """The sessions that pipelines share: ``quick`` for statements by key, ``slow`` for those over whole tables."""
+
+    quick: Pool
+    slow: Pool
 
 
 PLANNER_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_material")
 """What never suits rows looked up by key: a plan may be made while a table is empty, and kept while it grows."""
 
 
-async def open_pool(settings: ConnectionSettings) -> Pool:
-    """Return an open pool in autocommit mode. Sessions are made as they are needed."""
-    params = connection_params(settings, "work")
+async def open_pool(settings: ConnectionSettings, role: str, sessions: int, patience_s: float) -> Pool:
+    """Return an open pool in autocommit mode. Sessions are made as they are needed.
+
+    Args:
+        settings: Where to connect.
+        role: What the sessions are for, shown in ``pg_stat_activity``.
+        sessions: How many there may be at once.
+        patience_s: How long to wait for a free or a new one, in seconds.
+    """
+    params = connection_params(settings, role)
     pool: Pool = AsyncConnectionPool(
         kwargs={**params, "autocommit": True, "prepare_threshold": 0},
         min_size=1,
-        max_size=SESSIONS,
-        timeout=15.0,
+        max_size=sessions,
+        timeout=patience_s,
         max_idle=300.0,
         reconnect_timeout=5.0,
         configure=_configure,
         check=AsyncConnectionPool.check_connection,
         open=False,
-        name="walvec",
+        name=f"walvec {role}",
     )
     await pool.open()
     return pool

@@ -67,8 +67,8 @@ class PostgresRegistry:
         if not table.complete:
             publication = self._control.settings.publication
             warning = (
-                f'The publication "{publication}" leaves out inserts, updates, deletes or truncates, so embeddings fall '
-                "behind until the next reconcile. "
+                f'The publication "{publication}" leaves out inserts, updates, deletes or truncates, so embeddings '
+                "fall behind until the next reconcile. "
                 f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
             )
         return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone, warning)
@@ -110,7 +110,7 @@ class PostgresRegistry:
             id=row.id,
             name=name,
             model=self._control.settings.model,
-            target=PostgresTarget(self._control.pool, definition),
+            target=PostgresTarget(self._control.work, definition),
             route=Route(table.streamed_as, source.key, source.text),
             scan=scan,
             counted=row.counted,

@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from cdc.postgres.connect import classify
-from cdc.postgres.pool import Pool, open_pool
+from cdc.postgres.pool import CONTROL_SESSIONS, SCAN_SESSIONS, WORK_SESSIONS, Pool, WorkPools, open_pool
 from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
 
@@ -33,19 +33,20 @@ class ConsumerSettings(SetupSettings, Protocol):
 
 
 class ControlSession:
-    """A pool of sessions, the queries of ``sql/registry.sql``, and the epoch that this consumer holds."""
+    """Pools of sessions, the queries of ``sql/registry.sql``, and the epoch that this consumer holds."""
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self.settings = settings
         self.epoch = 0
         self._schema = sql.Identifier(settings.schema)
         self._pool: Pool | None = None
+        self._work: WorkPools | None = None
 
     @property
-    def pool(self) -> Pool:
-        """The pool; :meth:`open` comes first."""
-        assert self._pool is not None, "open() comes first"
-        return self._pool
+    def work(self) -> WorkPools:
+        """The pipelines' own sessions; :meth:`open` comes first."""
+        assert self._work is not None, "open() comes first"
+        return self._work
 
     @property
     def is_open(self) -> bool:
@@ -53,21 +54,29 @@ class ControlSession:
         return self._pool is not None
 
     async def open(self) -> None:
-        """Open the pool, unless it is."""
+        """Open the pools, unless they are."""
         if self._pool is None:
-            self._pool = await open_pool(self.settings)
+            self._pool = await open_pool(self.settings, "control", CONTROL_SESSIONS, patience_s=5.0)
+        if self._work is None:
+            self._work = WorkPools(
+                await open_pool(self.settings, "work", WORK_SESSIONS, patience_s=30.0),
+                await open_pool(self.settings, "scan", SCAN_SESSIONS, patience_s=3600.0),
+            )
 
     async def close(self) -> None:
         """Let go of the connections."""
-        if self._pool is not None:
-            await self._pool.close()
-            self._pool = None
+        pools = [self._pool, *((self._work.quick, self._work.slow) if self._work is not None else ())]
+        self._pool = self._work = None
+        for pool in pools:
+            if pool is not None:
+                await pool.close()
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """Lend a session of the pool; what goes wrong with it is said in this package's words."""
+        assert self._pool is not None, "open() comes first"
         try:
-            async with self.pool.connection() as connection:
+            async with self._pool.connection() as connection:
                 yield connection
         except psycopg.Error as exc:
             raise classify(exc) from exc

@@ -89,8 +89,11 @@ class Statements:
             "gone_arrays": ", ".join(_parameter(f"g{i}", c.type + "[]") for i, c in enumerate(key)),
             "vectors": _parameter("vectors", definition.vector.array),
         }
+        guarded = "write_in_place" if definition.column else "write_guarded"
         self.write_versioned = self._write("write_versioned")
-        self.write_guarded = self._write("write_in_place" if definition.column else "write_guarded")
+        self.write_guarded = self._write(guarded)
+        self.write_versioned_once = self._write("write_versioned", once=True)
+        self.write_guarded_once = self._write(guarded, once=True)
         self.refused = self._render("refused")
         self.surviving = self._render("surviving")
         self.unchanged = self._render("unchanged")
@@ -111,8 +114,15 @@ class Statements:
     def _render(self, name: str, **rendered: str) -> sql.SQL:
         return bound("target", name, {**self._parameters, **rendered}, **self._parts)
 
-    def _write(self, name: str) -> sql.SQL:
-        return self._render(name, bookkeeping=self._render("bookkeeping").as_string(None))
+    def _write(self, name: str, *, once: bool = False) -> sql.SQL:
+        """Render a write; ``once``: of several spellings of one key (1.0 and 1.00) the newest is written."""
+        keys = escaped(self._parts["u_keys"])
+        return self._render(
+            name,
+            bookkeeping=self._render("bookkeeping").as_string(None),
+            distinct=f"DISTINCT ON ({keys})" if once else "",
+            newest=f"ORDER BY {keys}, u.walvec_lsn DESC" if once else "",
+        )
 
     def keys(self, prefix: str, keys: Sequence[Key]) -> dict[str, Any]:
         """Return the parameters ``<prefix>0`` … : one array per key column."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from psycopg import sql
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from cdc.errors import ConfigError, Fenced, PipelineFault, RowRefused, Unavailable, WalvecError
 from cdc.flow.counts import Counted
@@ -20,10 +20,10 @@ from cdc.lsn import format_lsn, parse_lsn
 from cdc.ports import Difference, Page, Reread, Vectors, Write, Written
 from cdc.postgres import binary
 from cdc.postgres.connect import classify
+from cdc.postgres.pool import Pool, WorkPools
 from cdc.postgres.statements import Definition, Statements
 from cdc.rows import Column, Key, key_cells
 
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 Row = tuple[bytes | None, ...]
 
 _NUMBERS = frozenset({"int2", "int4", "int8", "oid"})
@@ -84,7 +84,13 @@ async def run(pool: Pool, statement: sql.SQL, params: dict[str, Any], *, whole: 
         raise _meaning(exc) from exc
 
 
+class _SameRow(PipelineFault):
+    """Keys of one write that print differently, as 1.0 and 1.00 do, name the same row."""
+
+
 def _meaning(exc: psycopg.Error) -> WalvecError:
+    if exc.sqlstate == "21000":  # cardinality_violation: ON CONFLICT cannot affect a row a second time
+        return _SameRow("Several keys of one write name the same row.")
     if exc.sqlstate is not None and exc.sqlstate[:2] in ("22", "23", "54"):
         return RowRefused(f"The database refused a row (SQLSTATE {exc.sqlstate}).")
     error = classify(exc)
@@ -94,10 +100,10 @@ def _meaning(exc: psycopg.Error) -> WalvecError:
 
 
 class PostgresTarget:
-    """Implements :class:`cdc.ports.Target` over a pool of ordinary sessions in autocommit."""
+    """Implements :class:`cdc.ports.Target` over pools of ordinary sessions in autocommit."""
 
-    def __init__(self, pool: Pool, definition: Definition) -> None:
-        self._pool = pool
+    def __init__(self, pools: WorkPools, definition: Definition) -> None:
+        self._pools = pools
         self._definition = definition
         self._sql = Statements(definition)
         self._width = len(definition.source.key)
@@ -141,7 +147,7 @@ class PostgresTarget:
     async def scan(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:
         """Return the keyset page of the source that follows the key ``after``."""
         statement = self._sql.scan_first if after is None else self._sql.scan_after
-        result = await self._run(statement, {"limit": rows, "bytes": text_bytes, **self._sql.cursor(after)})
+        result = await self._page_rows(statement, {"limit": rows, "bytes": text_bytes, **self._sql.cursor(after)})
         width = self._width
         differences = tuple(Difference(_key(row[:width]), row[width + 2]) for row in result if _true(row[width + 1]))
         return self._page(result, differences, total=width + 4)
@@ -149,7 +155,7 @@ class PostgresTarget:
     async def orphans(self, after: tuple[str, ...] | None, rows: int) -> Page:
         """Return the keyset page of the destination that follows ``after``; its differences are orphans."""
         statement = self._sql.orphans_first if after is None else self._sql.orphans_after
-        result = await self._run(statement, {"limit": rows, **self._sql.cursor(after)})
+        result = await self._page_rows(statement, {"limit": rows, **self._sql.cursor(after)})
         width = self._width
         differences = tuple(Difference(_key(row[:width]), None) for row in result if _true(row[width]))
         return self._page(result, differences, total=width + 1)
@@ -187,8 +193,13 @@ class PostgresTarget:
             **self._letter_params(write),
             **self._count_params(counted),
         }
-        statement = self._sql.write_guarded if guarded else self._sql.write_versioned
-        ((embeddings, written, removed, dequeued),) = await self._run(statement, params)
+        statements = self._sql
+        try:
+            rows = await self._run(statements.write_guarded if guarded else statements.write_versioned, params)
+        except _SameRow:
+            once = statements.write_guarded_once if guarded else statements.write_versioned_once
+            rows = await self._run(once, params)
+        ((embeddings, written, removed, dequeued),) = rows
         self._check_fence(embeddings)
         refused: list[Work] = []
         if _int(written) != len(write.upserts):
@@ -294,7 +305,11 @@ class PostgresTarget:
     # -- running ----------------------------------------------------------------------------------------------------
 
     async def _run(self, statement: sql.SQL, params: dict[str, Any], *, whole: bool = False) -> list[Row]:
-        return await run(self._pool, statement, params, whole=whole)
+        return await run(self._pools.slow if whole else self._pools.quick, statement, params, whole=whole)
+
+    async def _page_rows(self, statement: sql.SQL, params: dict[str, Any]) -> list[Row]:
+        """Run a statement over a page of a table: by key, and not quick."""
+        return await run(self._pools.slow, statement, params)
 
     async def _indexes(self, statement: sql.SQL, params: dict[str, Any]) -> list[int]:
         return [_int(row[0]) for row in await self._run(statement, params)]

@@ -110,7 +110,8 @@ def test_a_trigger_that_answers_back_ends_as_a_dead_letter(database15: Database)
         consumer = start(database15, db, "real[]")
         db.execute(
             "CREATE FUNCTION answer() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$BEGIN IF NEW.id = 7 AND NEW.embedding IS NOT NULL THEN NEW.body := NEW.body || '!'; END IF; RETURN NEW; END$$"
+            "$$BEGIN IF NEW.id = 7 AND NEW.embedding IS NOT NULL THEN NEW.body := NEW.body || '!'; END IF; "
+            "RETURN NEW; END$$"
         )
         db.execute("CREATE TRIGGER answer BEFORE UPDATE ON docs FOR EACH ROW EXECUTE FUNCTION answer()")
         with consumer:

@@ -63,9 +63,7 @@ def vector_of(text: str) -> np.ndarray[Any, Any]:
 
 def expected(conn: psycopg.Connection[Any], table: Watched) -> dict[tuple[str, ...], np.ndarray[Any, Any]]:
     """The vectors that should be there, by key in text form."""
-    columns = sql.SQL(", ").join(
-        sql.SQL("{}::text").format(sql.Identifier(name)) for name in (*table.key, *table.text)
-    )
+    columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in (*table.key, *table.text))
     where = sql.SQL("WHERE " + table.rows) if table.rows else sql.SQL("")
     found = conn.execute(sql.SQL("SELECT {} FROM {} {}").format(columns, table.source, where)).fetchall()
     width = len(table.key)

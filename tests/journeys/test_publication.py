@@ -190,8 +190,11 @@ def test_a_prepared_transaction_that_wrote_before_its_table_was_added(start: Sta
 
 def test_generated_columns_that_the_server_sends(start: Start, cluster: Cluster) -> None:
     published = " WITH (publish_generated_columns = stored)" if cluster.major == "18" else ""
-    journey = start(f"CREATE PUBLICATION walvec FOR TABLE gen{published}", before="""
-        CREATE TABLE gen (id int PRIMARY KEY, body text, up text GENERATED ALWAYS AS (upper(body)) STORED)""")
+    journey = start(
+        f"CREATE PUBLICATION walvec FOR TABLE gen{published}",
+        before="""
+        CREATE TABLE gen (id int PRIMARY KEY, body text, up text GENERATED ALWAYS AS (upper(body)) STORED)""",
+    )
     table = Watched("gen", text=("body", "up"))
     journey.sql("INSERT INTO gen VALUES (1, 'one'), (2, 'two')")
     journey.settle(table)

@@ -179,7 +179,7 @@ def test_rows_without_text_have_no_embedding_and_count_as_source_records(shared:
         shared.sql("INSERT INTO blank VALUES (%s, %s)", [100 + i, body])
     shared.sql("UPDATE blank SET body = E'\\u2003' WHERE id = 9; UPDATE blank SET body = 'full' WHERE id = 0")
     shared.settle(table)
-    stats = "SELECT \"count(source records)\", \"count(embeddings)\" FROM walvec.kbstat WHERE \"knowledge base\" = %s"
+    stats = 'SELECT "count(source records)", "count(embeddings)" FROM walvec.kbstat WHERE "knowledge base" = %s'
     assert shared.sql(stats, ["public.blank"]) == [(20, 4)]
 
 

@@ -13,6 +13,7 @@ from tests.journeys.journey import Journey, Watched, eventually
 
 def in_error(journey: Journey, pipeline: str, *words: str) -> str:
     """Wait until the pipeline is in error; its reason has all ``words``, and the log says the same."""
+
     def reason() -> str:
         state, why = journey.state(pipeline)
         return why if state == "error" else ""
@@ -261,11 +262,15 @@ def test_the_dimension_differs(start: Start) -> None:
 
 def test_row_level_security_or_a_missing_grant_stops_only_its_own_table(start: Start) -> None:
     role = f"r_{secrets.token_hex(4)}"
-    journey = start("CREATE PUBLICATION walvec FOR TABLE locked, hidden, open", role=role, before=f"""
+    journey = start(
+        "CREATE PUBLICATION walvec FOR TABLE locked, hidden, open",
+        role=role,
+        before=f"""
         CREATE TABLE locked (id int PRIMARY KEY, body text); INSERT INTO locked VALUES (1, 'secret words');
         CREATE TABLE hidden (id int PRIMARY KEY, body text); INSERT INTO hidden VALUES (1, 'secret words');
         CREATE TABLE open (id int PRIMARY KEY, body text); INSERT INTO open VALUES (1, 'one');
-        ALTER TABLE locked ENABLE ROW LEVEL SECURITY; GRANT SELECT ON locked, open TO {role}""")
+        ALTER TABLE locked ENABLE ROW LEVEL SECURITY; GRANT SELECT ON locked, open TO {role}""",
+    )
     in_error(journey, "public.locked", "row-level security", "BYPASSRLS")  # and not an empty backfill
     in_error(journey, "public.hidden", "hidden", "grant")
     journey.sql("INSERT INTO locked VALUES (2, 'more secret words')")

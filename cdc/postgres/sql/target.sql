@@ -39,9 +39,10 @@ WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
 ), written AS (
     INSERT INTO {target} AS e ({keys}, chunk, embedding, source_hash, source_lsn, model, embedded_at)
-    SELECT {u_keys}, 0, u.walvec_vector, u.walvec_hash, u.walvec_lsn, %(model)s, clock_timestamp()
+    SELECT {distinct} {u_keys}, 0, u.walvec_vector, u.walvec_hash, u.walvec_lsn, %(model)s, clock_timestamp()
     FROM fence, unnest({up_arrays}, {vectors}, %(hashes)s::bytea[], %(lsns)s::pg_lsn[])
          AS u ({keys}, walvec_vector, walvec_hash, walvec_lsn)
+    {newest}
     ON CONFLICT ({keys}, chunk) DO UPDATE
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
@@ -63,11 +64,12 @@ WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
 ), written AS (
     INSERT INTO {target} AS e ({keys}, chunk, embedding, source_hash, source_lsn, model, embedded_at)
-    SELECT {u_keys}, 0, u.walvec_vector, u.walvec_hash, u.walvec_lsn, %(model)s, clock_timestamp()
+    SELECT {distinct} {u_keys}, 0, u.walvec_vector, u.walvec_hash, u.walvec_lsn, %(model)s, clock_timestamp()
     FROM fence, unnest({up_arrays}, {vectors}, %(hashes)s::bytea[], %(lsns)s::pg_lsn[])
          AS u ({keys}, walvec_vector, walvec_hash, walvec_lsn)
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
     WHERE r.now = u.walvec_hash
+    {newest}
     ON CONFLICT ({keys}, chunk) DO UPDATE
     SET embedding = excluded.embedding, source_hash = excluded.source_hash, source_lsn = excluded.source_lsn,
         model = excluded.model, embedded_at = excluded.embedded_at
