@@ -197,7 +197,7 @@ class ScriptedModel:
         """Answer at once."""
         return DIMENSION
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return for each text its length and a few letters' counts."""
         self.batches.append(list(texts))
         await self.open.wait()

@@ -25,13 +25,14 @@ def standing(database18, notes18):
     with EngineThread(settings_for(database18.url)) as engine:
         engine.sync()
         assert engine.engine is not None and engine._loop is not None
+        loop = engine._loop
         (pipeline,) = engine.engine.fleet.pipelines
 
         def write(guarded: bool, upserts=(), removals=()):
             vectors = [np.ones((len(upserts), DIMENSION), np.float32)] if upserts else []
             asked = Write(guarded, upserts=list(upserts), vectors=vectors, removals=list(removals))
             done = pipeline.target.write(asked, Counted(20))
-            return asyncio.run_coroutine_threadsafe(done, engine._loop).result(10)
+            return asyncio.run_coroutine_threadsafe(done, loop).result(10)
 
         yield write
 

@@ -128,11 +128,22 @@ async def test_a_model_that_is_away_never_costs_a_row_anything():
 
 
 async def test_a_broken_model_is_tried_max_attempts_times_before_a_row_is_buried():
-    async with bench(failing(Failure.FAILED), attempts=5) as it:
+    async with bench(failing(Failure.FAILED, lambda texts: "a" in texts), attempts=5) as it:
         it.mark(**{"1": "a"})
         await it.deliver()
-        assert len(it.model.batches) == 5
+        assert it.model.batches.count(["a"]) == 5
         assert it.target.letters[b"1"].attempts == 5
+
+
+@pytest.mark.parametrize("failure", [Failure.FAILED, Failure.REFUSED, Failure.SILENT])
+async def test_a_model_that_fails_on_everything_is_down_whatever_it_calls_the_failure(failure):
+    async with bench(failing(failure)) as it:
+        it.mark(**{"1": "a", "2": "b"})
+        for _ in range(10):
+            with pytest.raises(ModelAway):
+                await it.deliver()
+        assert not it.target.letters and it.commit.outstanding == 2
+        assert not it.gate.is_up
 
 
 async def test_wrong_credentials_stop_and_bury_nothing():
