@@ -81,6 +81,7 @@ class EmbedderModel:
             max_padded_tokens=min(given.max_padded_tokens, self._batch_tokens),
             max_tokens=given.max_tokens,
             concurrency=given.concurrency,
+            alike=given.alike,
         )
         return self._embedder.dimension
 
@@ -94,7 +95,7 @@ class EmbedderModel:
 
     def pack(self, tokens: Sequence[int]) -> list[list[int]]:
         """Return batches of indexes into ``tokens``, each within what one request may hold, each index once."""
-        return pack(tokens, self._known)
+        return pack(tokens, self._known, alike=self._known.alike)
 
     async def close(self) -> None:
         """Let go of it."""

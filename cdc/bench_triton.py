@@ -38,10 +38,11 @@ from inference.testing import FakeModel, FakeTriton
 TRIVIAL: Final = "trivial"
 STATIC: Final = "static"
 RUNS: Final = 3
-MINILM_ROWS: Final = 3_000
+MINILM_ROWS: Final = 1_500
 TRIVIAL_ROWS: Final = 40_000
 STATIC_ROWS: Final = 20_000
 WAIT_S: Final = 300.0
+DEADLINE_S: Final = 300.0
 
 _TRIVIAL_CONFIG: Final = """
 backend: "python"
@@ -202,14 +203,27 @@ def stage(cluster: Cluster, rows: Sequence[str]) -> Iterator[Stage]:
 # --- rows per second ------------------------------------------------------------------------------------------------
 
 
-def through_pipeline(cluster: Cluster, server: TritonServer, model: str, rows: Sequence[str]) -> float:
-    """Return the rows per second of a backfill, from the first embeddings that are visible to the last."""
+def through_pipeline(
+    cluster: Cluster, server: TritonServer, model: str, rows: Sequence[str], instances: int
+) -> tuple[float, float]:
+    """Measure a backfill from the first embeddings that are visible to the last.
+
+    Returns:
+        Rows per second, and the share of that time in which the model computed.
+    """
     with stage(cluster, rows) as made, made.consumer(server.url, model) as consumer:
         begin = made.wait(1, consumer)
-        first = made.embedded()
+        first, computed = made.embedded(), _computed_s(server, model)
         end = made.wait(made.rows, consumer)
+        computed = _computed_s(server, model) - computed
         made.check(consumer)
-    return (len(rows) - first) / (end - begin)
+    return (len(rows) - first) / (end - begin), computed / (end - begin) / instances
+
+
+def _computed_s(server: TritonServer, model: str) -> float:
+    """Return the seconds that the model has computed, over all instances, as Triton counts them per execution."""
+    batches = server.statistics(model).get("batch_stats", [])
+    return sum(int(batch["compute_infer"]["ns"]) for batch in batches) / 1e9
 
 
 async def bare(
@@ -227,12 +241,12 @@ async def bare(
                 tensor = request.inputs.add(name="text", datatype="BYTES")
                 tensor.shape.extend([size, 1])
                 request.raw_input_contents.append(raw)
-                reply = await stub.ModelInfer(request, timeout=60)
+                reply = await stub.ModelInfer(request, timeout=DEADLINE_S)
                 vectors = np.frombuffer(reply.raw_output_contents[0], np.float32)
                 if vectors.size != size * minilm.DIMENSION:
                     raise WrongResult(f"{vectors.size} numbers for {size} rows")
 
-        await stub.ModelInfer(_canary(model), timeout=60)  # connected before the clock starts
+        await stub.ModelInfer(_canary(model), timeout=DEADLINE_S)  # connected before the clock starts
         begin = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(inflight)))
         return sum(sizes) / (time.perf_counter() - begin)
@@ -256,24 +270,29 @@ def prepared(rows: Sequence[str], lengths: Sequence[int], most_rows: int, tokens
     return [_packed([rows[i] for i in batch]) for batch in plan], [len(batch) for batch in plan]
 
 
-def throughput(cluster: Cluster, server: TritonServer, model: str, rows: Sequence[str], target: float) -> list[Figure]:
+def throughput(
+    cluster: Cluster, server: TritonServer, model: str, rows: Sequence[str], target: float, instances: int = 1
+) -> list[Figure]:
     """Measure both in turn, the bare client at its best setting."""
     lengths = [tokens_of(text) for text in rows]
-    settings = [(most, tokens, flying) for most, tokens in ((32, 2048), (128, 8192), (256, 65536)) for flying in (2, 4)]
-    sample = slice(0, len(rows) // 3)
+    settings = [(most, tokens, flying) for most, tokens in ((32, 2048), (128, 8192), (256, 16384)) for flying in (2, 4)]
+    sample = slice(0, len(rows) // 5)
     tried = {
         setting: asyncio.run(bare(server, model, *prepared(rows[sample], lengths[sample], *setting[:2]), setting[2]))
         for setting in settings
     }
     best = max(tried, key=lambda setting: tried[setting])
-    alone, piped = [], []
+    alone, piped, shares = [], [], []
     for _ in range(RUNS):
         alone.append(asyncio.run(bare(server, model, *prepared(rows, lengths, *best[:2]), best[2])))
-        piped.append(through_pipeline(cluster, server, model, rows))
+        rate, busy = through_pipeline(cluster, server, model, rows, instances)
+        piped.append(rate)
+        shares.append(busy)
     return [
         Figure(f"{model}: bare client, {best[0]} rows, {best[1]} tokens, {best[2]} in flight", "rows/s", tuple(alone)),
         Figure(f"{model}: pipeline, defaults", "rows/s", tuple(piped)),
         ratio(f"{model}: pipeline to bare client", piped, alone, target),
+        Figure(f"{model}: share of the time in which the model computes for the pipeline", "x", tuple(shares)),
     ]
 
 
@@ -390,7 +409,7 @@ def _one(name: str, folder: Path, cluster: Cluster) -> list[Figure]:
     if name == "padding":
         return [padding(cluster, texts(5_000))]
     if name == "minilm":
-        asyncio.run(repository.export(folder / "models", repository.Options()))
+        asyncio.run(repository.export(folder / "models", repository.Options(instances=2)))
         models = folder / "models"
     elif name == "static":
         models = static(folder / "models")
@@ -399,7 +418,7 @@ def _one(name: str, folder: Path, cluster: Cluster) -> list[Figure]:
     with TritonServer(models) as server:
         server.start()
         if name == "minilm":
-            return throughput(cluster, server, minilm.NAME, texts(MINILM_ROWS), 0.95)
+            return throughput(cluster, server, minilm.NAME, texts(MINILM_ROWS), 0.95, 2)
         if name == "static":
             return throughput(cluster, server, STATIC, texts(STATIC_ROWS), 0.6)
         if name == "trivial":

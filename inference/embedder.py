@@ -18,13 +18,15 @@ class Limits:
     """What a runtime can take in one request.
 
     ``max_rows`` and ``max_padded_tokens`` bound a request (longest text times rows); ``max_tokens`` is where the model
-    truncates a text; ``concurrency`` is how many requests it serves at once to any profit.
+    truncates a text; ``concurrency`` is how many requests it serves at once to any profit. ``alike`` is the share (0 to
+    1) of a request's longest text that each of its texts should have, where the model pads a request to its longest.
     """
 
     max_rows: int
     max_padded_tokens: int
     max_tokens: int
     concurrency: int
+    alike: float = 0.0
 
 
 class Embedder(Protocol):
