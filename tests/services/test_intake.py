@@ -136,6 +136,13 @@ def test_rows_are_counted_at_the_end_of_their_transaction(stream):
     assert stream.desk.count.counted.rows == 1
 
 
+def test_a_commit_is_not_settled_before_its_count_is_durable(stream):
+    stream.send(insert(b"1", b"t", b"b"))
+    assert len(stream.taken()) == 1 and stream.intake.ledger.oldest is not None
+    stream.desk.count.persisted(stream.desk.count.counted)
+    assert stream.intake.ledger.oldest is None
+
+
 def test_a_truncation_voids_what_came_before_it_in_the_same_transaction_too(stream):
     stream.send(insert(b"1", b"t", b"b"), m.Truncate(None, (OID,), False, False), insert(b"2", b"t", b"b"))
     assert stream.desk.count.counted.rows == 1
