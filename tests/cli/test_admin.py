@@ -64,6 +64,7 @@ def test_status_says_why_everything_stands_still(admin, pipeline, articles, sett
     assert status() == "stopped"
     articles.execute("DROP PUBLICATION walvec")
     assert status() == "publication_missing"
+    articles.execute("CREATE PUBLICATION walvec FOR TABLE articles")
     articles.execute("SELECT pg_drop_replication_slot(%s)", [settings.slot])
     assert status() == "lost"
     articles.execute("UPDATE walvec.pipelines SET attached = false")
