@@ -38,7 +38,8 @@ class Wanted:
 
     ``digest`` changes when the pipeline must be made anew; ``storage`` when its rows may have changed with no event.
     ``fault`` says why it cannot run; ``id`` is its row in the control schema, None while it has none;
-    ``target_gone`` is true where somebody dropped its destination; ``warning`` says what it misses though it runs.
+    ``target_gone`` is true where somebody dropped its destination; ``warning`` says what it misses though it runs;
+    ``errors`` counts its dead letters.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Wanted:
     id: int | None = None
     target_gone: bool = False
     warning: str = ""
+    errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Target(Protocol):
         ...
 
     async def dequeue(self, rows: int) -> list[tuple[Key, int]]:
-        """Lease up to ``rows`` keys of the durable queue, oldest first, each with its version."""
+        """Lease up to ``rows`` keys of the durable queue, each with its version."""
         ...
 
     async def queued(self) -> int:
@@ -149,7 +149,7 @@ class Target(Protocol):
         ...
 
     async def recount_embeddings(self) -> int:
-        """Count the destination's rows, once, with no write beside it."""
+        """Count the destination's rows, once, correct the count that writes keep, and return it."""
         ...
 
     async def scan(self, after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:

@@ -71,7 +71,8 @@ class PostgresRegistry:
                 "fall behind until the next reconcile. "
                 f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
             )
-        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone, warning)
+        errors = row.errors if row else 0
+        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone, warning, errors)
 
     @staticmethod
     def _source(table: PublishedTable, row: Stored | None) -> Source:

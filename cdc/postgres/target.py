@@ -221,8 +221,10 @@ class PostgresTarget:
         await self._fenced(self._sql.save_count, self._count_params(counted))
 
     async def recount_embeddings(self) -> int:
-        """Count the destination's rows, once, with no write beside it."""
-        return await self._fenced(self._sql.recount_embeddings, self._fence(), whole=True)
+        """Count the destination's rows, once, correct the count that writes keep, and return it."""
+        rows = await self._run(self._sql.miscounted, {"pipeline": self._definition.id}, whole=True)
+        difference = _int(rows[0][0]) if rows else 0
+        return await self._fenced(self._sql.correct_count, {**self._fence(), "difference": difference})
 
     async def save_scan(
         self, reason: str | None, phase: str, cursor: tuple[str, ...] | None, done: int, total: int
@@ -247,7 +249,7 @@ class PostgresTarget:
         return _int(gained)
 
     async def dequeue(self, rows: int) -> list[tuple[Key, int]]:
-        """Lease up to ``rows`` keys of the durable queue, oldest first, each with its version."""
+        """Lease up to ``rows`` keys of the durable queue, each with its version."""
         result = await self._run(self._sql.dequeue, {"pipeline": self._definition.id, "limit": rows})
         return [(key_of_text(_text(key)), parse_lsn(_text(lsn))) for key, lsn in result]
 
@@ -314,8 +316,8 @@ class PostgresTarget:
     async def _indexes(self, statement: sql.SQL, params: dict[str, Any]) -> list[int]:
         return [_int(row[0]) for row in await self._run(statement, params)]
 
-    async def _fenced(self, statement: sql.SQL, params: dict[str, Any], *, whole: bool = False) -> int:
-        rows = await self._run(statement, params, whole=whole)
+    async def _fenced(self, statement: sql.SQL, params: dict[str, Any]) -> int:
+        rows = await self._run(statement, params)
         self._check_fence(rows[0][0] if rows else None)
         return _int(rows[0][0])
 

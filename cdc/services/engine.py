@@ -282,8 +282,7 @@ class Engine:
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             await self._look()
-        for pipeline in self.fleet.pipelines:
-            await pipeline.save_count()
+        await self.fleet.save_counts()
         await self._reserve(exact=False)
         self._move_overflow()
         self.fleet.notify()
@@ -370,8 +369,7 @@ class Engine:
             if all(pipeline.is_idle for pipeline in self.fleet.pipelines):
                 break
             await asyncio.sleep(0.02)
-        for pipeline in self.fleet.pipelines:
-            await pipeline.save_count()
+        await self.fleet.save_counts()
         await self._report()
         await self._reserve(exact=True)
         return True

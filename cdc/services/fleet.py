@@ -7,6 +7,7 @@ tried again after a while; the others never notice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,9 @@ from cdc.status import PipelineState, PipelineStatus
 log = structlog.get_logger()
 
 RETRY_S = 5.0
-"""Seconds after which a pipeline that failed is tried again, doubling up to a minute."""
+"""Seconds after which a pipeline that failed is tried again, doubling up to the next figure."""
+
+RETRY_MOST_S = 20.0
 
 
 @dataclass(slots=True)
@@ -140,6 +143,7 @@ class Fleet:
                     member.followed.id, "the table was rewritten, truncated, or its partitions changed"
                 )
                 await self._registry.moved(want.name, want.storage)
+            member.pipeline.writer.buried = want.errors
             if member.pipeline.paused != want.paused:
                 if want.paused:
                     log.info("pipeline_paused", pipeline=want.name)
@@ -272,7 +276,7 @@ class Fleet:
 
     def _fail(self, member: Member, exc: BaseException) -> None:
         member.tries += 1
-        member.retry_at = time.monotonic() + backoff_s(member.tries, first=RETRY_S, most=60.0)
+        member.retry_at = time.monotonic() + backoff_s(member.tries, first=RETRY_S, most=RETRY_MOST_S)
         waits = isinstance(exc, Unavailable)
         member.state = PipelineState.WAITING if waits else PipelineState.ERROR
         reason = str(exc) if isinstance(exc, WalvecError) else f"{type(exc).__name__}: {exc}"
@@ -393,5 +397,14 @@ class Fleet:
             if report != member.reported:
                 member.reported = report
                 changed.append(report)
-        if changed:
+        try:
             await self._registry.publish(changed)
+        except Unavailable:  # a lock, or the database itself, which others notice: it is said the next time
+            for member in self.members.values():
+                member.reported = None
+
+    async def save_counts(self) -> None:
+        """Make the counts of source rows durable where they are not; one that must wait for a lock comes later."""
+        for pipeline in self.pipelines:
+            with contextlib.suppress(Unavailable):
+                await pipeline.save_count()

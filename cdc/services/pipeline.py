@@ -217,6 +217,7 @@ class Pipeline:
                 try:
                     await self._barrier()
                     await self.scan.run(self._restart)
+                    self.writer.embeddings = self.scan.embeddings
                     if self.progress.reason is None:
                         await self._backfilled()
                     else:

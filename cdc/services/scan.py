@@ -51,6 +51,7 @@ class Scan:
         self._moved = moved  # set whenever works settle
         self._wake = wake  # tells the dispatcher that there is work
         self.progress = progress
+        self.embeddings = 0  # as counted at the end of the last walk
 
     async def run(self, again: Callable[[], bool]) -> None:
         """Walk from where the progress says to the end, and make each step durable.
@@ -66,7 +67,7 @@ class Scan:
             progress.phase, progress.cursor = "orphans", None
             await self._save()
         await self._walk(self._orphans, counts=False)
-        await self._target.recount_embeddings()
+        self.embeddings = await self._target.recount_embeddings()
         if not again():
             progress.reason, progress.cursor = None, None
         await self._save()

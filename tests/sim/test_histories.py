@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import time
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.conn = self.database.connect()
-        self.published = True
+        self.published = self.settled = True
         self.paused = False
         self.conn.execute("ALTER TABLE visitors DROP COLUMN IF EXISTS remark")
         self.conn.execute("TRUNCATE notes, parts, visitors")
@@ -167,6 +168,7 @@ class Histories(RuleBasedStateMachine):
     def publish_or_not(self) -> None:
         self.run(f"ALTER PUBLICATION walvec {'DROP' if self.published else 'ADD'} TABLE visitors")
         self.published = not self.published
+        self.settled = False
 
     # -- the consumer -----------------------------------------------------------------------------------------------
 
@@ -193,6 +195,9 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: not self.paused)
     @rule()
     def compare(self) -> None:
+        if not self.settled:  # a change of the publication takes effect within two seconds
+            time.sleep(1.5)
+            self.settled = True
         self.engine.sync()
         for table, key in KEYS.items():
             if table != "visitors" or self.published:

@@ -275,11 +275,12 @@ WITH fence AS MATERIALIZED (
 SELECT (SELECT embeddings FROM counted), (SELECT count(*) FILTER (WHERE fresh) FROM queued)
 
 -- name: dequeue
--- Lease the oldest keys: other workers skip what is leased or locked, and an abandoned lease runs out by itself.
+-- Lease keys in their own order, which an index has: other workers skip what is leased or locked, and an abandoned
+-- lease runs out by itself.
 UPDATE {schema}.dirty AS d SET leased_until = now() + interval '60 s'
 FROM (SELECT q.ctid AS place FROM {schema}.dirty AS q
       WHERE q.pipeline_id = %(pipeline)s AND (q.leased_until IS NULL OR q.leased_until < now())
-      ORDER BY q.queued_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS q
+      ORDER BY q.key LIMIT %(limit)s FOR UPDATE SKIP LOCKED) AS q
 WHERE d.ctid = q.place
 RETURNING d.key, d.lsn
 
@@ -294,13 +295,15 @@ SET source_records = %(records)s, counted_lsn = %(counted_lsn)s::pg_lsn,
 WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
 RETURNING embeddings
 
--- name: recount_embeddings
--- The row lock keeps every write of ours out while the destination is counted.
-WITH fence AS MATERIALIZED (
-    SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
-)
-UPDATE {schema}.progress SET embeddings = (SELECT count(*) FROM {target}), updated_at = now()
-WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s AND EXISTS (SELECT FROM fence)
+-- name: miscounted
+-- By how many rows the count of embeddings is off. Every write keeps both together, so one snapshot suffices: no lock
+-- keeps the writers out meanwhile, and the difference holds whatever they add.
+SELECT (SELECT count(*) FROM {target}) - g.embeddings
+FROM {schema}.progress AS g WHERE g.pipeline_id = %(pipeline)s
+
+-- name: correct_count
+UPDATE {schema}.progress SET embeddings = embeddings + %(difference)s, updated_at = now()
+WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s
 RETURNING embeddings
 
 -- name: save_scan
