@@ -24,14 +24,15 @@ def standing(database18, notes18):
     """A consumer at rest; its target, and a way to await on its loop."""
     with EngineThread(settings_for(database18.url)) as engine:
         engine.sync()
-        assert engine.engine is not None and engine._loop is not None
+        loop = engine._loop
+        assert engine.engine is not None and loop is not None
         (pipeline,) = engine.engine.fleet.pipelines
 
         def write(guarded: bool, upserts=(), removals=()):
             vectors = [np.ones((len(upserts), DIMENSION), np.float32)] if upserts else []
             asked = Write(guarded, upserts=list(upserts), vectors=vectors, removals=list(removals))
             done = pipeline.target.write(asked, Counted(20))
-            return asyncio.run_coroutine_threadsafe(done, engine._loop).result(10)
+            return asyncio.run_coroutine_threadsafe(done, loop).result(10)
 
         yield write
 
