@@ -26,7 +26,7 @@ def standing(database18, notes18):
         engine.sync()
         loop = engine._loop
         assert engine.engine is not None and loop is not None
-        (pipeline,), loop = engine.engine.fleet.pipelines, engine._loop
+        (pipeline,) = engine.engine.fleet.pipelines
 
         def write(guarded: bool, upserts=(), removals=()):
             vectors = [np.ones((len(upserts), DIMENSION), np.float32)] if upserts else []
