@@ -131,8 +131,7 @@ class PostgresStream:
         self._listener = listener
         self._ended = ended
         self._stopping = False
-        self._paused = False
-        self._started = False
+        self._paused = True
         self._session = ReplicationSession(time.monotonic(), SessionLimits.for_server(SENDER_TIMEOUT_S))
         self._thread = threading.Thread(target=self._run, name="walvec stream", daemon=True)
         self._wake_read, self._wake_write = os.pipe()
@@ -140,13 +139,14 @@ class PostgresStream:
         os.set_blocking(self._wake_write, False)
         self._unsent = False
         connection.add_notice_handler(self._notice)
+        self._thread.start()
 
     # -- from the event loop ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Start reading."""
-        self._started = True
-        self._thread.start()
+        """Start reading. Until then only status replies are sent: the server must not take us for dead meanwhile."""
+        self._paused = False
+        self.acknowledge()
 
     def acknowledge(self) -> None:
         """Say that work settled, so that a status reply may be due. Any thread."""
@@ -161,8 +161,7 @@ class PostgresStream:
         """Stop reading, send the last status reply, and hang up."""
         self._stopping = True
         self.acknowledge()
-        if self._started:
-            await asyncio.to_thread(self._thread.join, 5.0)
+        await asyncio.to_thread(self._thread.join, 5.0)
         if drain and self.failure is None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await asyncio.to_thread(self._farewell)

@@ -24,8 +24,8 @@ def standing(database18, notes18):
     """A consumer at rest; its target, and a way to await on its loop."""
     with EngineThread(settings_for(database18.url)) as engine:
         engine.sync()
-        assert engine.engine is not None and engine._loop is not None
         loop = engine._loop
+        assert engine.engine is not None and loop is not None
         (pipeline,) = engine.engine.fleet.pipelines
 
         def write(guarded: bool, upserts=(), removals=()):

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from cdc.testing.database import Database
 from tests.sim.world import EngineThread, assert_in_step, settings_for
 
-EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "10"))
 STEPS = 30
 SMALL = {"WALVEC_QUEUE_ROWS": "6", "WALVEC_BATCH_ROWS": "3", "WALVEC_INFLIGHT": "2"}
 
