@@ -38,6 +38,7 @@ def scene(pg18, shared_triton: TritonServer) -> Iterator[SimpleNamespace]:
             "WALVEC_REQUEST_TIMEOUT_S": "2",
         }
         with Consumer(database.url, **settings) as consumer:
+            consumer.sync(40)  # the backfill: a worker may run any of these tests without the first
             yield SimpleNamespace(db=db, consumer=consumer)
             consumer.stop()
     database.drop()
