@@ -65,12 +65,17 @@ class Listener(Protocol):
         """Hear that changes were skipped."""
 
 
-def _connect(settings: StreamSettings) -> tuple[psycopg.Connection[Any], str, int]:
-    """Open the connection and identify the server: its system identifier and timeline."""
+def _connect(
+    settings: StreamSettings, made: list[psycopg.Connection[Any]], given_up: threading.Event
+) -> tuple[psycopg.Connection[Any], str, int]:
+    """Open the connection, put it into ``made``, and identify the server: its system identifier and timeline."""
     params = connection_params(settings, REPLICATION)
     params["options"] += f" -c wal_sender_timeout={SENDER_TIMEOUT_S}s"
     try:
         connection = psycopg.connect(autocommit=True, **params)
+        made.append(connection)
+        if given_up.is_set():  # whoever asked has looked into ``made`` too early to find it
+            connection.close()
         row = connection.execute("IDENTIFY_SYSTEM").fetchone()
         assert row is not None
         return connection, str(row[0]), int(row[1])
@@ -103,11 +108,15 @@ async def open_stream(settings: StreamSettings, listener: Listener, ended: Calla
         Unavailable: the server is out of reach.
         ConfigError: it will not let us in.
     """
-    connection, system, timeline = await asyncio.to_thread(_connect, settings)
+    made: list[psycopg.Connection[Any]] = []
+    given_up = threading.Event()
     try:
+        connection, system, timeline = await asyncio.to_thread(_connect, settings, made, given_up)
         await asyncio.to_thread(_start, connection, settings)
-    except BaseException:
-        connection.close()
+    except BaseException:  # cancelled, too: the thread goes on, and what it opens must not stay open
+        given_up.set()
+        for opened in made:
+            opened.close()
         raise
     return PostgresStream(connection, system, timeline, listener, ended)
 
