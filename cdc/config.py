@@ -91,7 +91,8 @@ class Settings:
         group=_MODEL, shown="`triton` if a Triton URL is set, else `ort`",
     )  # fmt: skip
     triton_url: str = _setting(
-        "", values.triton_urls, "Triton: grpc://host:port or grpcs://, several in turn; http(s):// not in this version.",
+        "", values.triton_urls,
+        "Triton: grpc://host:port or grpcs://, several in turn. http(s):// not in this version.",
         group=_MODEL, shown="–",
     )  # fmt: skip
     model: str = _setting("all-minilm-l6-v2", values.text, "The model's name on the runtime.", group=_MODEL)
