@@ -66,11 +66,6 @@ def literal(cells: Iterable[bytes | None]) -> ArrayLiteral:
     return ArrayLiteral(b"{" + b",".join(items) + b"}")
 
 
-def integers(values: Iterable[int]) -> ArrayLiteral:
-    """Return the array literal of ``values``."""
-    return ArrayLiteral(("{" + ",".join(map(str, values)) + "}").encode())
-
-
 def lsns(values: Iterable[int]) -> ArrayLiteral:
     """Return the array literal of log positions."""
     return ArrayLiteral(("{" + ",".join(f"{v >> 32:X}/{v & 0xFFFFFFFF:X}" for v in values) + "}").encode())

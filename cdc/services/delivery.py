@@ -65,6 +65,9 @@ class Delivery:
             WalvecError: the pipeline cannot go on; the works that were not done are back among the dirty keys.
         """
         left = {id(work): work for work in works}
+        for work in works:
+            if work.kind < Kind.DELETE and work.lsn <= self._desk.replay_until:
+                work.kind, work.text = Kind.REREAD, None
         try:
             versioned = [work for work in works if work.kind <= Kind.DELETE]
             if versioned:
@@ -121,6 +124,11 @@ class Delivery:
 
     async def _read(self, works: list[Work], ready: _Prepared, left: dict[int, Work]) -> None:
         rows = await self._target.read([work.key for work in works], READ_BYTES)
+        # A row that is gone leaves no embedding behind whose version could refuse older texts of it, which the stream
+        # may still bring: until the stream has passed this point, its texts are not trusted.
+        gone = max((row.lsn for row in rows if row.hash is None and not row.deferred), default=0)
+        with self._desk.lock:
+            self._desk.replay_until = max(self._desk.replay_until, gone)
         later = []
         for work, row in zip(works, rows, strict=True):
             if row.deferred:

@@ -23,8 +23,9 @@ _EXPECTED = 100_000
 class Desk:
     """A pipeline's dirty keys and row count. Whoever touches them holds ``lock``, which all pipelines share.
 
-    Commits at or below ``replay_until`` had been written back by an earlier run, at least in part: their texts may be
-    older than what stands, so their keys are read again instead. ``gaps`` are commits after which only a scan can tell
+    Commits at or below ``replay_until`` had been written back by an earlier run, at least in part, or are older than a
+    look at the table that found a row gone: their texts may be older than what stands, so their keys are read again
+    instead. ``gaps`` are commits after which only a scan can tell
     what is dirty. In-place pipelines see their own writes in the stream: ``expected`` has the hash of each, ``rounds``
     how often a key came back with another text.
     """

@@ -262,7 +262,8 @@ class Engine:
                 await asyncio.wait((turn, over), return_when=asyncio.FIRST_COMPLETED)
                 if over.done() and stream.failure is not None:
                     self._set_slot(SlotState.CONNECTING, str(stream.failure))
-                    raise stream.failure
+                    await end([turn])
+                    await self._broken(stream.failure)
                 await turn
         finally:
             await end([over] if turn is None else [over, turn])

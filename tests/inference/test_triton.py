@@ -414,7 +414,7 @@ async def test_tls_where_there_is_none_is_named(server):
 def certificate(tmp_path_factory) -> tuple[Path, Path]:
     """A key and a certificate for this machine, signed by itself."""
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl command")
+        pytest.fail("the openssl command is missing: run `apt-get install openssl`")
     key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"

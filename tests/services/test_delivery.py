@@ -93,6 +93,24 @@ async def test_rows_are_embedded_each_with_its_own_vector_and_their_commit_settl
         assert it.commit.outstanding == 0 and it.desk.dirty.rows == 0
 
 
+async def test_a_row_that_was_seen_gone_does_not_come_back_with_an_older_text():
+    """Its embedding is removed ahead of the stream, which then brings a text from before the row was deleted."""
+    async with bench() as it:
+        it.target.embeddings[b"1"] = (b"a newer text", 200)
+        it.desk.dirty.mark(b"1", Kind.REREAD, None, it.commit)
+        await it.deliver()
+        assert it.embedded == set()
+        for kind in (Kind.INSERT, Kind.UPDATE):
+            it.desk.dirty.mark(b"1", kind, b"an older text", it.commit)
+            await it.deliver()
+            assert it.embedded == set(), f"an {kind.name} from before the row was gone brought it back"
+        later = Commit(it.desk.replay_until + 1, xid=8)
+        it.target.rows[b"1"] = b"the row's next life"
+        it.desk.dirty.mark(b"1", Kind.INSERT, b"the row's next life", later)
+        await it.deliver()
+        assert it.embedded == {b"1"}
+
+
 async def test_the_same_text_is_embedded_once_per_window():
     async with bench() as it:
         for n in range(50):

@@ -105,9 +105,6 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 JOIN pg_catalog.pg_type AS t ON t.typnamespace = n.oid AND t.typname = %(type)s
 WHERE e.extname = 'vector'
 
--- name: vector_available
-SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'vector')
-
 -- name: domain
 SELECT t.oid::bigint FROM pg_catalog.pg_type AS t JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
 WHERE n.nspname = %(control)s AND t.typname = 'real_vector'

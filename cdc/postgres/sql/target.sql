@@ -316,10 +316,3 @@ RETURNING embeddings
 
 -- name: count_source
 SELECT count(*), pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn() FROM {plain_rows} AS r
-
--- name: nearest
-SELECT {e_keys}, e.embedding OPERATOR({operator_schema}.{operator}) %(vector)s::{vector_type} AS distance, r.walvec_text
-FROM (SELECT * FROM {target} AS e WHERE e.embedding IS NOT NULL
-      ORDER BY e.embedding OPERATOR({operator_schema}.{operator}) %(vector)s::{vector_type} LIMIT %(k)s) AS e
-LEFT JOIN LATERAL (SELECT r.walvec_text FROM {rows} AS r WHERE {r_is_e} OFFSET 0) AS r ON true
-ORDER BY distance
