@@ -8,7 +8,7 @@ Work arrives in two ways and leaves by one tail::
 
 Packages, from the words everybody shares up to the rim that people type at; a module knows only what stands below it:
 
-``lsn`` ``rows`` ``status`` ``errors``
+``lsn`` ``rows`` ``jobs`` ``status`` ``errors``
     Values: log positions, tables and keys, what a pipeline reports, failures named by what can be done next.
 ``wire``
     pgoutput and the streaming-replication protocol: bytes to messages, with no socket and no clock.

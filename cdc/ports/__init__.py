@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdc.ports.jobs import JobReport, JobRunner
 from cdc.ports.model import EmbedFailed, Model
 from cdc.ports.registry import (
     Followed,
@@ -23,6 +24,8 @@ __all__ = [
     "EmbedFailed",
     "EngineView",
     "Followed",
+    "JobReport",
+    "JobRunner",
     "Model",
     "Observer",
     "Page",

@@ -1,0 +1,123 @@
+"""Jobs as rows of a table: what somebody asked for, and how far it has come.
+
+A job, a default pipeline, a knowledge base and a preparer are kinds of one thing: something is read, something is
+written, and it is waiting, under way, in step, halted or in error (:class:`cdc.status.PipelineState`). This module
+holds what a job adds to that: where it was asked for, by whom it may be run, and what its row says of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cdc.rows import Table
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    EMBEDDING = "embedding_generation"
+    COMPLETION = "completion"
+    EXTERNAL_INDEX = "external_index"
+    AUTOTUNE = "autotune"
+
+
+class JobState(StrEnum):
+    """Where a job stands, as its row tells it."""
+
+    QUEUED = "queued"  # nobody has begun
+    IN_PROGRESS = "in_progress"
+    ENABLED = "enabled"  # done for the first time, and kept in step from there on
+    FINISHED = "finished"  # done, once and for all
+    CANCELED = "canceled"
+    FAILED = "failed"  # the reason stands beside it; what can heal is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class JobId:
+    """Which row of which book: ``database`` is the control database as people read it, without a secret."""
+
+    database: str
+    table: Table
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.table}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpec:
+    """Text in one column, a vector or an answer in another. ``key`` is the key column that the job names."""
+
+    source_column: str
+    target_column: str
+    model: str
+    runtime: str
+    params: Mapping[str, object] = field(default_factory=dict, repr=False)  # may hold keys of web APIs
+    key: str = "id"
+    batch_rows: int | None = None
+    column_type: str = ""  # completions: the type that answers are cast to; empty: what the column is, else text
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """An HNSW index of one vector column. ``metric`` is ``l2``, ``cosine``, ``ip`` or ``hamming``.
+
+    ``name`` is the in-database index to build too (pgvector); empty: only the external one.
+    """
+
+    column: str
+    metric: str
+    m: int
+    ef_construction: int
+    ef: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AutotuneSpec:
+    """A search for the cheapest HNSW parameters that reach a recall. ``target_recall`` is a share, 0 to 1.
+
+    ``sample`` bounds the rows that are looked at, 0: all. ``model`` names the experiments that may be used again.
+    """
+
+    column: str
+    metric: str
+    target_recall: float
+    k: int
+    create_index: bool
+    model: str = ""
+    sample: int = 0
+
+
+Spec = EmbeddingSpec | IndexSpec | AutotuneSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job, read and checked.
+
+    ``url`` is the target database's connection string with its secrets resolved: it is never shown, ``place`` is
+    (``host:port/database``). ``label`` pins the job to daemons that carry it.
+    """
+
+    id: JobId
+    kind: JobKind
+    url: str = field(repr=False)
+    place: str
+    table: Table
+    spec: Spec
+    label: str = ""
+    state: JobState = JobState.QUEUED
+    failure: str = ""
+
+    @property
+    def column(self) -> str:
+        """The column that the job writes or reads vectors of."""
+        return self.spec.target_column if isinstance(self.spec, EmbeddingSpec) else self.spec.column
+
+    @property
+    def pipeline(self) -> str:
+        """The name under which the job is known in its target database: ``schema.table.column``."""
+        return f"{self.table}.{self.column}"
