@@ -84,5 +84,9 @@ class RowRefused(WalvecError):
     """The database refused a value of a batch: some row of it is at fault."""
 
 
+class AnswerNotCast(RowRefused):
+    """An answer of the model is no value of the column's type."""
+
+
 class ModelUnknown(Unavailable):
     """The width of the model's vectors is needed, and the model has not been reached yet."""

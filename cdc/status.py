@@ -50,6 +50,7 @@ class PipelineStatus:
     errors: int = 0
     backfill_done: int = 0
     backfill_total: int = 0
+    backfilled: bool = False  # its first backfill is complete
 
     @property
     def is_volume(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdc.ports.jobs import JobReport, JobRunner
-from cdc.ports.model import EmbedFailed, Model
+from cdc.ports.model import EmbedFailed, Model, ModelChoice, Models
 from cdc.ports.registry import (
     Followed,
     PipelineReport,
@@ -15,23 +15,27 @@ from cdc.ports.registry import (
     Stream,
     Wanted,
 )
-from cdc.ports.target import DeadLetter, Difference, Page, Reread, Target, Vectors, Write, Written
-from cdc.ports.watching import EngineView, Observer
+from cdc.ports.target import DeadLetter, Difference, Page, Reread, Results, Target, Vectors, Write, Written
+from cdc.ports.watching import EngineView, Failures, Observer
 
 __all__ = [
     "DeadLetter",
     "Difference",
     "EmbedFailed",
     "EngineView",
+    "Failures",
     "Followed",
     "JobReport",
     "JobRunner",
     "Model",
+    "ModelChoice",
+    "Models",
     "Observer",
     "Page",
     "PipelineReport",
     "Registry",
     "Reread",
+    "Results",
     "Route",
     "ScanPoint",
     "SlotKeeper",

@@ -1,12 +1,13 @@
-"""The model, as the services need it."""
+"""Models, as the services need them, and which of them a pipeline uses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from cdc.flow.disposition import Failure
-from cdc.ports.target import Vectors
+from cdc.ports.target import Results
 
 
 class EmbedFailed(Exception):
@@ -28,11 +29,11 @@ class Model(Protocol):
         ...
 
     async def start(self) -> int:
-        """Reach the model; return the dimension of its vectors. Raises EmbedFailed."""
+        """Reach the model; return the dimension of its vectors, 0 where it answers in words. Raises EmbedFailed."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
-        """Return one vector per text, in order; others may pass ``bulk`` work. Raises EmbedFailed."""
+    async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Results:
+        """Return one vector or answer per text, in order; others may pass ``bulk`` work. Raises EmbedFailed."""
         ...
 
     def tokens(self, size: int) -> int:
@@ -45,4 +46,34 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model of a pipeline.
+
+    ``name`` is what people see and the control schema keeps. ``recipe`` is all that its results depend on, and what the
+    hashes of rows are made with: another recipe, and everything is made anew. It holds no secret. Pipelines whose
+    choices hold the same ``model`` object share its requests.
+    """
+
+    name: str
+    recipe: str
+    model: Model
+
+
+class Models(Protocol):
+    """Which model each pipeline uses. Who made the models closes them, once the engine has ended."""
+
+    def choose(self, pipeline: str) -> ModelChoice:
+        """Return the model of ``pipeline`` at once: it is asked again and again, and an edit shows in the answer.
+
+        Raises:
+            PipelineFault: there is none for it; the sentence says why.
+        """
+        ...
+
+    def at_start(self) -> Sequence[ModelChoice]:
+        """Return the models to start before any pipeline asks for them, so that a standby is warm."""
         ...

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cdc.errors import WalvecError
 from cdc.flow.counts import Counted
+from cdc.ports.model import ModelChoice
 from cdc.ports.target import Target
 from cdc.rows import Column, Table
 
@@ -142,12 +143,13 @@ class Registry(Protocol):
         """Return the pipelines that should run. Raises PublicationMissing."""
         ...
 
-    async def follow(self, name: str, dimension: int | None) -> Followed:
+    async def follow(self, name: str, choice: ModelChoice, dimension: int | None) -> Followed:
         """Make pipeline ``name`` ready: its row, its destination, its statements.
 
         Args:
             name: A pipeline of the last :meth:`wanted`.
-            dimension: The model's; None while the model has not been reached.
+            choice: Its model.
+            dimension: The model's, 0 where it answers in words; None while the model has not been reached.
 
         Raises:
             PipelineFault: it cannot run until something is mended.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,26 +13,39 @@ from numpy.typing import NDArray
 from cdc.flow.counts import Counted
 from cdc.flow.dirty import Work
 from cdc.flow.snapshots import Snapshot
-from cdc.rows import Key
+from cdc.rows import Key, key_cells
 
 Vectors = NDArray[np.float32]
 """Shape ``(rows, dimension)``."""
 
+Results = NDArray[Any]
+"""What a model makes of texts: :data:`Vectors`, or answers in words, an object array of ``str`` of shape ``(rows,)``."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that could not be embedded, and why. ``message`` holds no text of the row."""
+    """A row that could not be embedded, and why. ``message`` holds no text of the row.
+
+    ``answer`` is the model's, where it could not be stored: for who keeps such answers, and for no log.
+    """
 
     work: Work
     step: str
     category: str
     message: str
     attempts: int
+    answer: str | None = field(default=None, repr=False)
+
+    @property
+    def row_id(self) -> str:
+        """The row's key as text: the cell itself, or a JSON array of several."""
+        cells = [cell.decode("utf-8", "replace") for cell in key_cells(self.work.key)]
+        return cells[0] if len(cells) == 1 else json.dumps(cells, ensure_ascii=False)
 
 
 @dataclass(slots=True)
 class Write:
-    """What one batch wants written: vectors for ``upserts`` (same order), and keys whose embeddings go.
+    """What one batch wants written: results for ``upserts`` (same order), and keys whose embeddings go.
 
     A guarded write takes effect only where the source still has the text that was embedded (or still has none); any
     other decides by the version each work carries. Dead letters come in a write of their own, guarded.
@@ -39,7 +53,7 @@ class Write:
 
     guarded: bool
     upserts: list[Work] = field(default_factory=list)
-    vectors: list[Vectors] = field(default_factory=list)
+    vectors: list[Results] = field(default_factory=list)
     removals: list[Work] = field(default_factory=list)
     settled: list[Work] = field(default_factory=list)  # nothing to write, but no longer queued or dead
     dead: list[DeadLetter] = field(default_factory=list)
@@ -95,6 +109,7 @@ class Target(Protocol):
 
     in_place: bool
     fingerprint: bytes
+    mark: bytes  # what our own writes of the source's rows are marked with in the stream
 
     async def snapshot(self) -> Snapshot:
         """Return what a query would see now."""
@@ -114,7 +129,7 @@ class Target(Protocol):
         Raises:
             Fenced: another consumer has taken over.
             Unavailable: the database is out of reach, or a lock was not to be had.
-            RowRefused: the database refused a value of the batch.
+            RowRefused: the database refused a value of the batch; AnswerNotCast: it is no value of the column's type.
             PipelineFault: source or destination are not what they were.
         """
         ...

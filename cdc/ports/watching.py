@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from cdc.ports.target import DeadLetter
 from cdc.status import EngineStatus
 
 
@@ -46,6 +47,14 @@ class Observer(Protocol):
 
     def publish(self, status: EngineStatus) -> None:
         """The state of everything, at least every second."""
+
+
+class Failures(Protocol):
+    """Hears of rows that were set aside, their keys and answers included."""
+
+    def buried(self, pipeline: str, letters: Sequence[DeadLetter]) -> None:
+        """These letters are in the database now. Called from the event loop; returns at once and never raises."""
+        ...
 
 
 class EngineView(Protocol):
