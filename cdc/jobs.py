@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from cdc.rows import Table
 
@@ -60,9 +62,29 @@ class EmbeddingSpec:
     column_type: str = ""  # completions: the type that answers are cast to; empty: what the column is, else text
 
 
+OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "dist_l2sq_ops": "l2sq",
+        "dist_vec_l2sq_ops": "l2sq",
+        "dist_cos_ops": "cosine",
+        "dist_vec_cos_ops": "cosine",
+        "dist_hamming_ops": "hamming",
+        "vector_l2_ops": "l2",
+        "halfvec_l2_ops": "l2",
+        "vector_cosine_ops": "cosine",
+        "halfvec_cosine_ops": "cosine",
+        "vector_ip_ops": "ip",
+        "halfvec_ip_ops": "ip",
+        "bit_hamming_ops": "hamming",
+    }
+)
+"""Operator classes of Lantern and pgvector, and what distance they stand for: ``l2``, its square ``l2sq``, ``cosine``,
+``ip`` (the negative inner product) or ``hamming`` (the number of different bits)."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """An HNSW index of one vector column. ``metric`` is ``l2``, ``cosine``, ``ip`` or ``hamming``.
+    """An HNSW index of one vector column. ``metric`` is one of the values of :data:`OPERATORS`.
 
     ``name`` is the in-database index to build too (pgvector); empty: only the external one.
     """
