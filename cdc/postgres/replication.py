@@ -94,13 +94,25 @@ def _start(connection: psycopg.Connection[Any], settings: StreamSettings) -> Non
         raise classify(exc) from exc
 
 
-async def open_stream(settings: StreamSettings, listener: Listener, ended: Callable[[], None]) -> PostgresStream:
+def _make_temporary(connection: psycopg.Connection[Any], settings: StreamSettings) -> None:
+    """Make the slot for this connection alone. Waits for running transactions to end."""
+    command = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+    try:
+        connection.execute(command.format(sql.Identifier(settings.slot)))
+    except psycopg.Error as exc:
+        raise classify(exc) from exc
+
+
+async def open_stream(
+    settings: StreamSettings, listener: Listener, ended: Callable[[], None], *, temporary: bool = False
+) -> PostgresStream:
     """Attach to the slot. Nothing is read before :meth:`PostgresStream.begin`.
 
     Args:
         settings: Where, which slot, which publication.
         listener: Who is told.
         ended: Called from the reading thread when it has ended by itself.
+        temporary: Make the slot first; it goes with the connection.
 
     Raises:
         SlotInUse: another consumer holds the slot.
@@ -112,6 +124,8 @@ async def open_stream(settings: StreamSettings, listener: Listener, ended: Calla
     given_up = threading.Event()
     try:
         connection, system, timeline = await asyncio.to_thread(_connect, settings, made, given_up)
+        if temporary:
+            await asyncio.to_thread(_make_temporary, connection, settings)
         await asyncio.to_thread(_start, connection, settings)
     except BaseException:  # cancelled, too: the thread goes on, and what it opens must not stay open
         given_up.set()
