@@ -61,6 +61,7 @@ def _setting(
 
 
 _PG, _MODEL, _FLOW, _HTTP = "PostgreSQL", "Model", "Batches and memory", "Serving and logs"
+_JOBS = "Jobs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,10 @@ class Settings:
         group=_MODEL, secret=True, shown="–",
     )  # fmt: skip
     model: str = _setting("all-minilm-l6-v2", values.text, "The model's name on the runtime.", group=_MODEL)
+    models_dir: str = _setting(
+        "", values.file, "Folder of further ort models: `<name>/model.onnx` and `<name>/tokenizer.json`.",
+        group=_MODEL, shown="–",
+    )  # fmt: skip
     model_output: str = _setting(
         "", values.text, "The output to take, where a model on Triton has several.", group=_MODEL,
         shown="the only one, or the usual one",
@@ -204,6 +209,30 @@ class Settings:
     )
     log_format: str = _setting(
         "auto", values.choice("auto", "json", "console"), "auto: JSON unless on a terminal.", group=_HTTP
+    )
+    model_stand_in: str = _setting(
+        "on", values.choice("on", "off"),
+        "Whether all-minilm-l6-v2 stands in where a job asks for all-MiniLM-L12-v2 and the folder of models lacks it.",
+        group=_JOBS,
+    )  # fmt: skip
+    ort_jobs: str = _setting(
+        "ort", values.choice("ort", "triton"),
+        "Where jobs of the ort runtime compute: in this process, or on the Triton of WALVEC_TRITON_URL.", group=_JOBS,
+    )  # fmt: skip
+    job_secrets: str = _setting(
+        "", values.file, "Folder whose files the secrets of jobs may name, as `file:NAME`.", group=_JOBS, shown="–"
+    )
+    completions: int = _setting(
+        "8", values.integer(1, 1024), "Completions asked for at once, for each model.", group=_JOBS
+    )
+    completion_timeout_s: float = _setting("120", values.number(0.1, 3600), "Seconds for one completion.", group=_JOBS)
+    image_hosts: str = _setting(
+        "", values.text,
+        "Hosts, addresses and networks that the URLs of images may lead to though they are not public; commas between.",
+        group=_JOBS, shown="–",
+    )  # fmt: skip
+    image_roots: str = _setting(
+        "", values.folders, "Folders whose files rows may name as images; commas between.", group=_JOBS, shown="–"
     )
     origins: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}), compare=False)
 

@@ -141,6 +141,13 @@ def file(text: str) -> str:
     return text
 
 
+def folders(text: str) -> str:
+    """Parse the absolute paths of folders, with commas between."""
+    if not all(Path(part.strip()).is_absolute() and Path(part.strip()).is_dir() for part in text.split(",")):
+        raise ValueError("absolute paths of folders that are there, with commas between")
+    return text
+
+
 def http(text: str) -> str:
     """Parse a listening address, or ``off``."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:]+):([0-9]{1,5})", text)
