@@ -26,6 +26,7 @@ from inference.errors import (
     TextRefused,
 )
 from inference.http_api import HttpApi
+from inference.tokens import count
 
 CANARY = "walvec"
 """The text that shows whether the model works at all."""
@@ -254,6 +255,8 @@ class ApiEmbedder(ABC):
             raise self._bad_reply(f"sent a reply of another shape ({type(error).__name__})") from error
         self._check(vectors, len(texts))
         self.tokens_used += tokens
+        if tokens:  # a server that counts nothing says nothing
+            count(tokens)
         return vectors
 
     def _check(self, vectors: Vectors, rows: int) -> None:

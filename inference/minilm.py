@@ -68,12 +68,12 @@ def read_proved(path: Path, sha256: str) -> bytes:
     return content
 
 
-def load_tokenizer(path: Path = TOKENIZER_FILE) -> ModelTokenizer:
-    """Load the model's tokenizer, which gives a text [CLS], its word pieces and [SEP]: 2 to 256 tokens.
+def load_tokenizer(path: Path = TOKENIZER_FILE, max_tokens: int = MAX_TOKENS) -> ModelTokenizer:
+    """Load the model's tokenizer, which gives a text [CLS], its word pieces and [SEP]: 2 to ``max_tokens`` tokens.
 
     Raises:
         ModelMisconfigured: the file is not the one expected.
     """
     from tokenizers import Tokenizer
 
-    return ModelTokenizer(Tokenizer.from_buffer(read_proved(path, TOKENIZER_SHA256)), MAX_TOKENS)
+    return ModelTokenizer(Tokenizer.from_buffer(read_proved(path, TOKENIZER_SHA256)), max_tokens)

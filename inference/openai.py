@@ -119,7 +119,7 @@ class OpenAIEmbedder(ApiEmbedder):
             model,
             origin=endpoint.origin,
             path=endpoint.path,
-            headers=_credentials(key, endpoint.is_azure),
+            headers=credentials(key, endpoint.is_azure),
             secret=key.removeprefix("Bearer "),
             timeout_s=request_timeout_s,
             dimensions=dimensions,
@@ -195,7 +195,8 @@ def _vector(value: Any) -> Any:
     return vector
 
 
-def _credentials(key: str, azure: bool) -> dict[str, str]:
+def credentials(key: str, azure: bool) -> dict[str, str]:
+    """Return the headers that let in; none without a key."""
     if not key:
         return {}
     if key.startswith("Bearer "):

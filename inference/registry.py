@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from inference import prefixes
 from inference.address import Access
@@ -44,6 +45,7 @@ def make_embedder(
     document_prefix: str = "",
     access: Access | None = None,
     options: ModelOptions | None = None,
+    models_dir: Path | None = None,
 ) -> Front:
     """Return an embedder, not yet started.
 
@@ -57,7 +59,8 @@ def make_embedder(
         query_prefix: put before questions; empty: what the model is known to want, ``none``: nothing.
         document_prefix: likewise before documents.
         access: certificates and headers, for ``triton``.
-        options: what a model on ``triton`` does not say of itself.
+        options: what a model on ``triton`` does not say of itself; of ``ort`` only where its texts are cut.
+        models_dir: folder of further models, for ``ort``.
 
     Raises:
         ModelMisconfigured: no such runtime, or settings it cannot work with.
@@ -80,7 +83,8 @@ def make_embedder(
     if runtime == "ort":
         from inference.ort import OrtEmbedder
 
-        return Front(OrtEmbedder(model, threads=threads), wanted)
+        most = options.max_tokens if options is not None else None
+        return Front(OrtEmbedder(model, threads=threads, folder=models_dir, max_tokens=most), wanted)
     if runtime == "hash":
         from inference.hashing import HashEmbedder
 

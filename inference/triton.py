@@ -40,6 +40,7 @@ from inference.kserve_http import HttpTransport
 from inference.members import CallFailed, Member, Members, Transport
 from inference.pooling import pad
 from inference.tokenizer import MAX_TOKENS, ModelTokenizer
+from inference.tokens import count
 from inference.triton_errors import translate
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,12 @@ class TritonEmbedder:
             raise self._not_started()
         tokens = self._tokenizer.max_tokens if self._tokenizer else self._options.max_tokens or MAX_TOKENS
         return Limits(self._contract.max_rows, MOST_PADDED_TOKENS, tokens, CONCURRENCY, ALIKE)
+
+    @property
+    def takes_only_files(self) -> bool:
+        """Whether the model has no use for texts: an image encoder. Known once :meth:`start` has returned."""
+        contract = self._contract
+        return contract is not None and (self._files_only or contract.inputs[0].role == "content")
 
     async def start(self) -> None:
         """Reach a server, read what the model wants and gives, and embed one short text (or one small image).
@@ -241,7 +248,9 @@ class TritonEmbedder:
         rows = await asyncio.to_thread(tokenizer.encode, texts)
         ids, mask = pad(rows, tokenizer.padding, contract.tokens)
         request = kserve.tokens_request(self.model, contract, ids, mask)
-        return await self._infer(contract, request, len(texts), bulk, texts, mask)
+        vectors = await self._infer(contract, request, len(texts), bulk, texts, mask)
+        count(sum(map(len, rows)))
+        return vectors
 
     async def _infer(
         self,

@@ -43,6 +43,7 @@ EVENTS: dict[str, str] = {
     # rows and model
     "model_unavailable": "The model cannot be reached or is overloaded; rows wait.",
     "model_recovered": "The model answers again.",
+    "model_stand_in": "A job's model is not here; another of its family stands in for it, under its own name.",
     "batch_split": "A request failed and is tried again in smaller parts.",
     "row_dead_lettered": "Rows were set aside with an error; see `walvec errors list`.",
     "queue_spilled": "The backlog outgrew memory; keys go to the durable queue.",
