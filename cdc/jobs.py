@@ -102,6 +102,7 @@ class AutotuneSpec:
     """A search for the cheapest HNSW parameters that reach a recall. ``target_recall`` is a share, 0 to 1.
 
     ``sample`` bounds the rows that are looked at, 0: all. ``model`` names the experiments that may be used again.
+    ``query_table`` and ``query_column`` name vectors that were really asked for, to measure with; empty: there are none.
     """
 
     column: str
@@ -111,6 +112,8 @@ class AutotuneSpec:
     create_index: bool
     model: str = ""
     sample: int = 0
+    query_table: str = ""
+    query_column: str = ""
 
 
 Spec = EmbeddingSpec | IndexSpec | AutotuneSpec
