@@ -17,9 +17,10 @@ import structlog
 from cdc.config import Settings
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
-from cdc.ports import EmbedFailed, EngineView, Vectors
+from cdc.ports import EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
 from cdc.postgres.admin import Admin
 from cdc.postgres.connect import connect_sync, parse_dsn
+from cdc.postgres.declared import Declared, by_publication
 from cdc.postgres.registry import PostgresRegistry
 from cdc.postgres.replication import open_stream
 from cdc.postgres.search import nearest, searchable
@@ -165,8 +166,38 @@ def make_model(settings: Settings) -> EmbedderModel:
     return EmbedderModel(make_runtime(settings), settings.batch_rows, settings.batch_tokens)
 
 
-def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> Engine:
-    """Return a consumer, not yet running. Call it where an event loop runs."""
+class SingleModel:
+    """The model of the settings, for every pipeline. Implements :class:`cdc.ports.Models`."""
+
+    def __init__(self, settings: Settings, model: EmbedderModel) -> None:
+        self._choice = ModelChoice(settings.model, settings.recipe, model)
+
+    def choose(self, pipeline: str) -> ModelChoice:
+        """Return the one model."""
+        return self._choice
+
+    def at_start(self) -> Sequence[ModelChoice]:
+        """Return the one model: it is started before the slot is ours."""
+        return (self._choice,)
+
+
+def make_engine(
+    settings: Settings,
+    models: Models,
+    observer: Observer,
+    *,
+    declared: Declared = by_publication,
+    failures: Failures | None = None,
+) -> Engine:
+    """Return a consumer, not yet running. Call it where an event loop runs.
+
+    Args:
+        settings: Everything that can be set.
+        models: Which model each pipeline uses; who made them closes them.
+        observer: Told what happens.
+        declared: Says which pipelines there are.
+        failures: Told of rows that are set aside.
+    """
     tuning = Tuning(settings.batch_rows, settings.batch_delay_ms / 1000, settings.max_attempts)
     control = ControlSession(settings)
     return Engine(
@@ -181,11 +212,12 @@ def make_engine(settings: Settings, model: EmbedderModel, metrics: Metrics) -> E
         ),
         Places(
             PostgresSlotKeeper(control, lambda message: log.warning("slot_waiting", message=message)),
-            PostgresRegistry(control),
+            PostgresRegistry(control, declared),
             lambda listener, ended: open_stream(settings, listener, ended),
         ),
-        model,
-        metrics,
+        models,
+        observer,
+        failures,
     )
 
 
@@ -288,7 +320,7 @@ def calm_collector() -> None:
 async def _run(settings: Settings, serve: Serve | None) -> None:
     calm_collector()
     model, metrics = make_model(settings), Metrics()
-    engine = make_engine(settings, model, metrics)
+    engine = make_engine(settings, SingleModel(settings, model), metrics)
     loop = asyncio.get_running_loop()
     asked = 0
 
@@ -378,7 +410,7 @@ def reconcile(
 
 async def _run_until(settings: Settings, is_done: Callable[[], bool]) -> None:
     model = make_model(settings)
-    engine = make_engine(settings, model, Metrics())
+    engine = make_engine(settings, SingleModel(settings, model), Metrics())
     running = asyncio.create_task(engine.run())
     try:
         while not running.done() and not await asyncio.to_thread(is_done):

@@ -18,7 +18,8 @@ from cdc.flow.dirty import Budget, DirtyKeys, Work
 from cdc.ports import Observer, Route
 from cdc.rows import Column, Table
 from cdc.services.desk import Desk
-from cdc.services.intake import Intake, Lane
+from cdc.services.intake import Intake
+from cdc.services.lanes import Lane
 from cdc.telemetry.metrics import Metrics
 from cdc.testing.walbytes import encode, transaction, xlog_data
 from cdc.wire.messages import Insert, RelationMessage

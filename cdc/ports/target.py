@@ -19,7 +19,7 @@ Vectors = NDArray[np.float32]
 """Shape ``(rows, dimension)``."""
 
 Results = NDArray[Any]
-"""What a model makes of texts: :data:`Vectors`, or answers in words, an object array of ``str`` of shape ``(rows,)``."""
+"""What a model makes of texts: :data:`Vectors`, or answers in words, an object array of ``str``, shape ``(rows,)``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,13 +46,17 @@ class PublishedTable:
     storage: str
     complete: bool = True
 
-    @property
-    def shape(self) -> str:
-        """A digest of all that decides how the table is read; a change of it calls for a reconcile."""
+    def shape(self, text_names: Sequence[str] | None = None) -> str:
+        """Return a digest of all that decides how the table is read; a change of it calls for a reconcile.
+
+        ``text_names`` are the columns that matter beside the key; None: every published text-like one.
+        """
         relevant = [
             (column.name, column.type)
             for column in self.columns
-            if column.name in self.key_names or (column.name in self.published and is_text_like(column))
+            if column.name in self.key_names
+            or (column.name in self.published and is_text_like(column) and text_names is None)
+            or (text_names is not None and column.name in text_names)
         ]
         parts = (self.oid, relevant, self.key_names, self.row_filter, self.replica_identity, self.complete)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -87,7 +91,9 @@ class PublishedTable:
         text = tuple(
             column
             for column in self.columns
-            if column.name in wanted and column.name not in self.key_names and is_text_like(column)
+            if column.name in wanted
+            and column.name not in self.key_names
+            and (is_text_like(column) or (text_names is not None and column.base_type == "bytea"))
         )
         if not text:
             raise PipelineFault(

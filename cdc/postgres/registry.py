@@ -1,4 +1,4 @@
-"""The pipelines of a consumer: what the publication and the control schema say should run, made ready to run."""
+"""The pipelines of a consumer: what is declared to run, made ready to run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cdc.errors import ConfigError, ModelUnknown, PipelineFault, PublicationMissing, WalvecError
-from cdc.ports import Followed, PipelineReport, Route, ScanPoint, Wanted
+from cdc.ports import Followed, ModelChoice, PipelineReport, Route, ScanPoint, Wanted
 from cdc.postgres import catalog, setup
 from cdc.postgres.catalog import Publication, PublishedTable
+from cdc.postgres.columns import ColumnKind
+from cdc.postgres.declared import Declared, Entry, by_publication
 from cdc.postgres.expressions import Source
 from cdc.postgres.queries import bound
 from cdc.postgres.session import ControlSession
@@ -22,15 +24,24 @@ from cdc.rows import Table
 
 
 class PostgresRegistry:
-    """Implements :class:`cdc.ports.Registry`. Not thread-safe: one event loop uses it."""
+    """Implements :class:`cdc.ports.Registry`. Not thread-safe: one event loop uses it.
 
-    def __init__(self, control: ControlSession) -> None:
+    Args:
+        control: The sessions.
+        declared: Says which pipelines the publication and the rows come to.
+    """
+
+    def __init__(self, control: ControlSession, declared: Declared = by_publication) -> None:
         self._control = control
+        self._declared = declared
         self._publication: Publication | None = None
-        self._tables: dict[str, tuple[PublishedTable | None, Stored | None]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._gone: list[str] = []
 
     async def wanted(self) -> list[Wanted]:
         """Return the pipelines that should run."""
+        # The rows first: a row that is attached together with its table's publication is not seen without it.
+        stored = await self._rows()
         publication, tables = await self._discover()
         if publication is None or (self._publication is not None and publication.oid != self._publication.oid):
             self._publication, name = None, self._control.settings.publication
@@ -39,78 +50,79 @@ class PostgresRegistry:
                 f"Everything is reconciled once it is back: {setup.publication_sql(name, [])}",
             )
         self._publication = publication
-        stored = [
-            Stored.of(row) for row in await self._control.rows("pipelines", {"slot": self._control.settings.slot})
-        ]
         targets = {Table(*row) for row in await self._control.rows("targets", {})}
-        named = {row.source: row for row in stored}
-        found = [(table, named.get(table.table)) for table in tables if table.table not in targets]
-        published = {table.table for table in tables}
-        gone = [row for row in stored if row.source not in published and row.attached]
-        self._tables = {(row.name if row else str(table.table)): (table, row) for table, row in found} | {
-            row.name: (None, row) for row in gone
-        }
-        return [self._want(name, table, row) for name, (table, row) in self._tables.items() if table is not None]
+        declaration = self._declared([table for table in tables if table.table not in targets], stored)
+        self._entries = {**declaration.pipelines, **declaration.gone}
+        self._gone = list(declaration.gone)
+        return [self._want(name, entry) for name, entry in declaration.pipelines.items()]
 
-    def _want(self, name: str, table: PublishedTable | None, row: Stored | None) -> Wanted:
-        assert table is not None
+    def _want(self, name: str, entry: Entry) -> Wanted:
+        table, row = entry.table, entry.row
         fault: WalvecError | None = None
         try:
-            self._source(table, row)
+            self._source(entry)
         except PipelineFault as exc:
             fault = exc
-        parts = (table.shape, table.streamed_as, row.column if row else None, str(fault or ""))
+        parts = (
+            table and (table.shape(row.shape_columns if row else None), table.streamed_as),
+            row and (row.column, row.text_columns if row.is_job else (), row.revision),
+            str(fault or ""),
+        )
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         mode, paused = (row.mode, row.paused) if row else ("Background", False)
         id, target_gone = (row.id, row.target_gone) if row else (None, False)
         warning = ""
-        if not table.complete:
+        if table is not None and not table.complete:
             publication = self._control.settings.publication
             warning = (
                 f'The publication "{publication}" leaves out inserts, updates, deletes or truncates, so embeddings '
                 "fall behind until the next reconcile. "
                 f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
             )
-        errors = row.errors if row else 0
-        return Wanted(name, digest, table.storage, mode, paused, fault, id, target_gone, warning, errors)
+        errors, storage = row.errors if row else 0, table.storage if table is not None else ""
+        return Wanted(name, digest, storage, mode, paused, fault, id, target_gone, warning, errors)
 
-    @staticmethod
-    def _source(table: PublishedTable, row: Stored | None) -> Source:
-        return table.source(row.text_columns or None if row is not None and row.column is not None else None)
+    def _source(self, entry: Entry) -> Source:
+        table, row = entry.table, entry.row
+        if table is not None:
+            return table.source(row.named_columns if row is not None else None)
+        raise PipelineFault(
+            f"{row.source if row is not None else 'The table'} is not in the publication "
+            f'"{self._control.settings.publication}": it was dropped, renamed, or taken out of it.'
+        )
 
-    async def follow(self, name: str, dimension: int | None) -> Followed:
+    async def follow(self, name: str, choice: ModelChoice, dimension: int | None) -> Followed:
         """Make pipeline ``name`` ready: its row, its destination, its statements."""
-        table, row = self._tables[name]
-        if table is None:
-            raise PipelineFault(f"{name} has left the publication.")
-        source = self._source(table, row)
+        entry = self._entries[name]
+        source, table, row = self._source(entry), entry.table, entry.row
+        assert table is not None, "a source has a table"
         if row is None:
             await self._register(name, table.table)
         row = await self._stored(name)  # as it is now: what it says of scans and counts may have changed meanwhile
         await self._control.run("set_epoch", {"pipeline": row.id, "epoch": self._control.epoch})
-        width = dimension or (row.dimension if row.model == self._control.settings.model else None)
+        width = dimension if dimension is not None else _known_dimension(row, choice)
         if width is None:
             raise ModelUnknown(f"Pipeline {name} waits for the model, which has not answered yet.")
         destination = await self._destination(row, source, width)
-        config = fingerprint(self._control.settings.recipe, width)
-        reason = why_scan(row, table, config)
+        config = fingerprint(choice.recipe, width)
+        shape = table.shape(row.shape_columns)
+        reason = why_scan(row, shape, table.storage, config)
         if destination.made and not reason:
             reason = "the destination was missing"
         if reason is not None and row.scan.reason is None:
             await self.need_reconcile(reason, row.id)
-        await self._redefine(row, table, source, destination, config, width)
         kind = destination.vector.name
-        self._tables[name] = (table, replace(row, dimension=width, vector_type=kind))
-        settings = self._control.settings
         definition = Definition(
-            row.id, name, source, row.target, row.column, destination.vector, settings.model, width, config,
-            self._control.epoch, settings.schema,
+            row.id, name, source, row.target, row.column, destination.vector, choice.name, width, config,
+            self._control.epoch, self._control.settings.schema,
         )  # fmt: skip
+        await self._redefine(table, shape, definition)
+        self._entries[name] = Entry(table, replace(row, dimension=width, vector_type=kind))
         scan = ScanPoint(reason) if reason is not None and row.scan.reason is None else row.scan
         return Followed(
             id=row.id,
             name=name,
-            model=self._control.settings.model,
+            model=choice.name,
             target=PostgresTarget(self._control.work, definition),
             route=Route(table.streamed_as, source.key, source.text),
             scan=scan,
@@ -128,7 +140,7 @@ class PostgresRegistry:
                     connection,
                     self._control.settings.schema,
                     row.target,
-                    row.column,
+                    _column_kind(row),
                     source,
                     self._control.settings.vector_type,
                     width,
@@ -151,39 +163,44 @@ class PostgresRegistry:
         await self._control.run("register", params)
 
     async def _stored(self, name: str) -> Stored:
-        rows = [Stored.of(row) for row in await self._control.rows("pipelines", {"slot": self._control.settings.slot})]
-        found = next((row for row in rows if row.name == name), None)
+        found = next((row for row in await self._rows() if row.name == name), None)
         if found is None:
             raise PipelineFault(f"Pipeline {name} was removed from the control schema.")
-        self._tables[name] = (self._tables[name][0], found)
+        self._entries[name] = Entry(self._entries[name].table, found)
         return found
 
-    async def _redefine(
-        self, row: Stored, table: PublishedTable, source: Source, to: Destination, config: bytes, width: int
-    ) -> None:
+    async def _rows(self) -> list[Stored]:
+        slot = {"slot": self._control.settings.slot}
+        return [Stored.of(row) for row in await self._control.rows("pipelines", slot)]
+
+    async def _redefine(self, table: PublishedTable, shape: str, definition: Definition) -> None:
         params = {
-            "pipeline": row.id,
+            "pipeline": definition.id,
             "oid": table.oid,
-            "key": [column.name for column in source.key],
-            "text": [column.name for column in source.text],
-            "vector_type": to.vector.name,
-            "model": self._control.settings.model,
-            "dimension": width,
-            "fingerprint": config,
-            "shape": table.shape,
+            "key": [column.name for column in definition.source.key],
+            "text": [column.name for column in definition.source.text],
+            "vector_type": definition.vector.name,
+            "model": definition.model,
+            "dimension": definition.dimension,
+            "fingerprint": definition.fingerprint,
+            "shape": shape,
             "storage": table.storage,
         }
         await self._control.run("redefine", params)
 
     async def detach(self, name: str) -> None:
         """Note that the table of ``name`` left the publication."""
-        _, row = self._tables.get(name, (None, None))
-        if row is not None:
+        row = self._row(name)
+        if row is not None and not row.is_job:  # a job's row says what its job says
             await self._control.run("attach", {"pipeline": row.id, "attached": False})
 
     async def gone(self) -> list[str]:
         """Return the pipelines whose tables have left the publication since the last look."""
-        return [name for name, (table, _) in self._tables.items() if table is None]
+        return self._gone
+
+    def _row(self, name: str) -> Stored | None:
+        entry = self._entries.get(name)
+        return entry.row if entry is not None else None
 
     async def need_reconcile(self, reason: str, id: int | None = None) -> None:
         """Make it durable that one pipeline, or all, must be scanned from the start."""
@@ -191,7 +208,7 @@ class PostgresRegistry:
 
     async def moved(self, name: str, storage: str) -> None:
         """Note that the storage of ``name`` has been looked at as it is now."""
-        _, row = self._tables.get(name, (None, None))
+        row = self._row(name)
         if row is not None:
             await self._control.run("moved", {"pipeline": row.id, "storage": storage})
 
@@ -221,7 +238,8 @@ class PostgresRegistry:
 
     async def writers(self, name: str) -> frozenset[str]:
         """Return the open transactions that have written the table of ``name``."""
-        table, _ = self._tables.get(name, (None, None))
+        entry = self._entries.get(name)
+        table = entry.table if entry is not None else None
         if table is None:
             return frozenset()
         async with self._control.lend() as connection:
@@ -232,7 +250,7 @@ class PostgresRegistry:
 
     async def build_index(self, name: str) -> str:
         """Build the approximate index of ``name`` if it is wanted and missing; say in a word what was done."""
-        _, row = self._tables.get(name, (None, None))
+        row = self._row(name)
         if self._control.settings.index == "off" or row is None or row.dimension is None or row.column is not None:
             return "off"  # an index on the user's own table would tax every update of it
         return await ensure_index(self._control.settings, row.target, row.vector_type, row.dimension)
@@ -241,6 +259,21 @@ class PostgresRegistry:
         settings = self._control.settings
         async with self._control.lend() as connection:
             return await catalog.discover(connection, settings.publication, settings.schema)
+
+
+def _known_dimension(row: Stored, choice: ModelChoice) -> int | None:
+    """Return the dimension that the pipeline's vectors have, where they were made by the very same recipe."""
+    if row.dimension is None or row.fingerprint is None:
+        return None
+    same = bytes(row.fingerprint) == fingerprint(choice.recipe, row.dimension)
+    return row.dimension if same else None
+
+
+def _column_kind(row: Stored) -> ColumnKind | None:
+    """Return how the source's own column is to be written; None where the embeddings have a table of their own."""
+    if row.column is None:
+        return None
+    return ColumnKind(row.column, make=row.is_job, answers=row.is_completion, value_type=row.value_type)
 
 
 def _target_name(table: str) -> str:

@@ -92,7 +92,7 @@ def ensure_publication(conn: Conn, publication: str, tables: Sequence[Table]) ->
             f"Run `walvec init --table TABLE`, or in SQL: {publication_sql(publication, [], conn)}",
         )
     for table in tables:
-        _require_publishable(conn, table)
+        require_publishable(conn, table)
     try:
         conn.execute(sql.SQL(publication_sql(publication, tables, conn)))
     except psycopg.errors.InsufficientPrivilege as exc:
@@ -117,7 +117,7 @@ def _require_members(conn: Conn, publication: str, tables: Sequence[Table]) -> N
             )
 
 
-def _require_publishable(conn: Conn, table: Table) -> None:
+def require_publishable(conn: Conn, table: Table) -> None:
     """Refuse a table whose own UPDATEs would fail, or of which nothing would arrive, once it is published."""
     row = conn.execute(query("setup", "table"), [table.schema, table.name]).fetchone()
     if row is None:
@@ -285,6 +285,12 @@ def _refused(exc: psycopg.Error) -> Exception:
     return found
 
 
+def hashes_table(schema: str, table: Table, column: str) -> Table:
+    """Return the table in the control schema ``schema`` that keeps the hashes of what ``table`` has in ``column``."""
+    digest = hashlib.sha256(f"{table}.{column}".encode()).hexdigest()[:8]
+    return Table(schema, f"{table.name[:40].encode()[:40].decode('utf-8', 'ignore')}_{digest}_hashes")
+
+
 def keep_in_place(settings: SetupSettings, table: Table, column: str) -> str:
     """Have the vectors of ``table`` kept in its own ``column``, and say so.
 
@@ -303,14 +309,14 @@ def keep_in_place(settings: SetupSettings, table: Table, column: str) -> str:
                 f"{table} has a pipeline already, which keeps its vectors {f'in {found[0]}' if found[0] else 'apart'}.",
                 f"Delete its row from {settings.schema}.pipelines first.",
             )
-        digest = hashlib.sha256(f"{table}.{column}".encode()).hexdigest()[:8]
+        hashes = hashes_table(settings.schema, table, column)
         params = {
             "name": str(table),
             "slot": settings.slot,
             "source_schema": table.schema,
             "source_table": table.name,
-            "target_schema": settings.schema,
-            "target_table": f"{table.name[:40].encode()[:40].decode('utf-8', 'ignore')}_{digest}_hashes",
+            "target_schema": hashes.schema,
+            "target_table": hashes.name,
             "target_column": column,
             "vector_type": settings.vector_type,
         }

@@ -13,20 +13,24 @@ from cdc.postgres.expressions import Source
 from cdc.postgres.queries import bound, escaped
 from cdc.rows import Column, Key, Table
 
+ANSWER = "answer"
+"""The name of the kind that is no vector: an answer in words, cast to the column's own type."""
+
 
 @dataclass(frozen=True, slots=True)
 class VectorType:
-    """How vectors are stored.
+    """How vectors are stored, or answers.
 
     ``sql`` is the column's type, ``array`` the parameter's; ``element`` the OID of the array's elements; ``schema``
-    where pgvector's operators live (empty: no pgvector).
+    where pgvector's operators live (empty: no pgvector). ``cast`` makes an element of the array a value of the column.
     """
 
-    name: str  # vector, halfvec, real[]
+    name: str  # vector, halfvec, real[], answer
     sql: str
     array: str
     element: int
     schema: str
+    cast: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Statements:
             "plain_rows": expressions.plain_rows(source),
             "keys": expressions.columns(key),
             "column": sql.Identifier(definition.column or "embedding"),
+            "cast": sql.SQL(definition.vector.cast),
             "u_keys": expressions.columns(key, "u"),
             "e_keys": expressions.columns(key, "e"),
             "r_keys": expressions.columns(key, "r"),

@@ -12,16 +12,16 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import PoolTimeout
 
-from cdc.errors import ConfigError, Fenced, PipelineFault, RowRefused, Unavailable, WalvecError
+from cdc.errors import AnswerNotCast, ConfigError, Fenced, PipelineFault, RowRefused, Unavailable, WalvecError
 from cdc.flow.counts import Counted
 from cdc.flow.dirty import Work
 from cdc.flow.snapshots import Snapshot
 from cdc.lsn import format_lsn, parse_lsn
-from cdc.ports import Difference, Page, Reread, Vectors, Write, Written
+from cdc.ports import Difference, Page, Reread, Results, Write, Written
 from cdc.postgres import binary
 from cdc.postgres.connect import classify
 from cdc.postgres.pool import Pool, WorkPools
-from cdc.postgres.statements import Definition, Statements
+from cdc.postgres.statements import ANSWER, Definition, Statements
 from cdc.rows import Column, Key, key_cells
 
 Row = tuple[bytes | None, ...]
@@ -111,6 +111,7 @@ class PostgresTarget:
         self._letters_used = False
         self.in_place = definition.column is not None
         self.fingerprint = definition.fingerprint
+        self.mark = f"own {definition.id}".encode()  # as write_in_place has it
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class PostgresTarget:
         Raises:
             Fenced: another consumer has taken over.
             Unavailable: the database is out of reach, or a lock was not to be had.
-            RowRefused: the database refused a value of the batch.
+            RowRefused: the database refused a value of the batch; AnswerNotCast: it is no value of the column's type.
             PipelineFault: source or destination are not what they were.
         """
         gone = write.removals or [letter.work for letter in write.dead]
@@ -199,6 +200,10 @@ class PostgresTarget:
         except _SameRow:
             once = statements.write_guarded_once if guarded else statements.write_versioned_once
             rows = await self._run(once, params)
+        except RowRefused as exc:
+            if self._definition.vector.name == ANSWER and isinstance(exc.__cause__, psycopg.DataError):
+                raise AnswerNotCast(f"The model's answer is no value of type {self._definition.vector.sql}.") from exc
+            raise
         ((embeddings, written, removed, dequeued),) = rows
         self._check_fence(embeddings)
         refused: list[Work] = []
@@ -270,8 +275,10 @@ class PostgresTarget:
     def _hashed(self, works: Sequence[Work]) -> dict[str, Any]:
         return {**self._sql.keys("k", [w.key for w in works]), "hashes": binary.hashes([w.hash for w in works])}
 
-    def _vectors(self, parts: Sequence[Vectors]) -> binary.BinaryArray:
+    def _vectors(self, parts: Sequence[Results]) -> binary.BinaryArray | binary.ArrayLiteral:
         vector = self._definition.vector
+        if vector.name == ANSWER:
+            return binary.literal(str(answer).encode("utf-8", "replace") for part in parts for answer in part)
         array = np.concatenate(parts) if parts else np.empty((0, self._definition.dimension), np.float32)
         return _BUILDERS[vector.name](array, vector.element)
 

@@ -9,7 +9,8 @@ import psycopg
 from psycopg import sql
 
 from cdc.errors import PipelineFault
-from cdc.postgres import expressions
+from cdc.postgres import columns, expressions
+from cdc.postgres.columns import ColumnKind
 from cdc.postgres.connect import ConnectionSettings, classify, connection_params
 from cdc.postgres.expressions import Source
 from cdc.postgres.queries import bound, query
@@ -43,7 +44,13 @@ class _Existing:
 
 
 async def ensure_destination(
-    connection: Connection, control: str, target: Table, column: str | None, source: Source, wanted: str, dimension: int
+    connection: Connection,
+    control: str,
+    target: Table,
+    column: ColumnKind | None,
+    source: Source,
+    wanted: str,
+    dimension: int,
 ) -> Destination:
     """Make the destination where it is missing, and check it where it is not.
 
@@ -51,31 +58,26 @@ async def ensure_destination(
         connection: In autocommit mode.
         control: The control schema.
         target: The embeddings table, or for in-place pipelines the table of hashes.
-        column: The source's own vector column, for in-place pipelines.
+        column: The source's own column, for in-place pipelines.
         source: What is embedded.
         wanted: ``vector``, ``halfvec`` or ``real[]``; where pgvector cannot be had, ``real[]`` is used.
-        dimension: Width of the vectors.
+        dimension: Width of the vectors, 0 for answers in words.
 
     Raises:
-        PipelineFault: something else stands in its place.
+        PipelineFault: something else stands in its place, or it may not be written or made.
+        Unavailable: a lock was not to be had.
     """
-    holder, name = (source.table, column) if column is not None else (target, "embedding")
-    existing = await _existing(connection, holder, name)
-    kind = _existing_kind(existing, name)
-    if kind is not None and existing is not None:
-        _check_vector(holder, name, existing, kind, dimension)
-        vector = await _vector_type(connection, control, kind, dimension)
+    books, made = await _existing(connection, target), False
+    if column is not None:
+        vector, made = await _column(connection, control, target, column, source.table, wanted, dimension)
     else:
-        vector = await _vector_type(connection, control, wanted, dimension)
-    if column is not None and kind is None:
-        raise PipelineFault(
-            f"{source.table} has no vector column {column}.",
-            f"ALTER TABLE {source.table} ADD COLUMN {column} {vector.sql};",
-        )
-    books = existing if column is None else await _existing(connection, target, "")
+        kind = wanted if books is None else _kind(books.types.get("embedding", wanted))
+        if books is not None and "embedding" in books.types:
+            _check_vector(target, "embedding", kind, books.dimension, dimension)
+        vector = await _vector_type(connection, control, kind, dimension)
     if books is not None:
         _check_table(target, books, source, () if column is not None else ("embedding",))
-        return Destination(vector, made=False)
+        return Destination(vector, made)
     await connection.execute(
         query(
             "target",
@@ -89,18 +91,52 @@ async def ensure_destination(
     return Destination(vector, made=True)
 
 
+async def _column(
+    connection: Connection,
+    control: str,
+    hashes: Table,
+    column: ColumnKind,
+    table: Table,
+    wanted: str,
+    dimension: int,
+) -> tuple[VectorType, bool]:
+    """Return how the source's own column is written, and whether it was made because it was missing."""
+    found = await columns.look_at(connection, table, column.name)
+    if found is None:
+        raise PipelineFault(f"There is no table {table}.")
+    if found.type and column.make:
+        columns.check(table, column.name, found)
+    if column.answers:
+        vector = await columns.answer_type(connection, table, column, found)
+    elif found.type:
+        kind = _kind(found.bare)
+        _check_vector(table, column.name, kind, found.dimension, dimension)
+        vector = await _vector_type(connection, control, kind, dimension)
+    else:
+        vector = await _vector_type(connection, control, wanted, dimension)
+    if found.type:
+        return vector, False
+    if not column.make:
+        raise PipelineFault(
+            f"{table} has no vector column {column.name}.",
+            f"ALTER TABLE {table} ADD COLUMN {column.name} {vector.sql};",
+        )
+    await columns.make(connection, table, found, column.name, vector.sql, hashes)
+    return vector, True
+
+
 def _key_definitions(source: Source) -> sql.Composed:
     return sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type)) for column in source.key
     )
 
 
-async def _existing(connection: Connection, table: Table, vector_column: str) -> _Existing | None:
+async def _existing(connection: Connection, table: Table) -> _Existing | None:
     cursor = await connection.execute(bound("catalog", "target"), {"schema": table.schema, "table": table.name})
     rows = await cursor.fetchall()
     if not rows:
         return None
-    width = next((modifier for name, _, _, modifier, _ in rows if name == vector_column), -1)
+    width = next((modifier for name, _, _, modifier, _ in rows if name == "embedding"), -1)
     return _Existing(
         {name: bare for name, _, bare, _, _ in rows},
         {name: declared for name, declared, _, _, _ in rows},
@@ -109,23 +145,19 @@ async def _existing(connection: Connection, table: Table, vector_column: str) ->
     )
 
 
-def _existing_kind(existing: _Existing | None, column: str) -> str | None:
-    if existing is None or column not in existing.types:
-        return None
-    bare = existing.types[column]
-    return {"vector": "vector", "halfvec": "halfvec", "_float4": "real[]"}.get(bare, bare)
+def _kind(bare: str) -> str:
+    return {"_float4": "real[]"}.get(bare, bare)
 
 
-def _check_vector(holder: Table, column: str, existing: _Existing, kind: str, dimension: int) -> None:
+def _check_vector(holder: Table, column: str, kind: str, width: int, dimension: int) -> None:
     if kind not in ("vector", "halfvec", "real[]"):
         raise PipelineFault(
             f"Column {column} of {holder} is of type {kind}, which cannot hold a vector.",
             "Use a column of type vector, halfvec or real[].",
         )
-    if kind != "real[]" and existing.dimension not in (-1, dimension):
+    if kind != "real[]" and width not in (-1, dimension):
         raise PipelineFault(
-            f"Column {column} of {holder} holds vectors of {existing.dimension} dimensions; the model makes "
-            f"{dimension}.",
+            f"Column {column} of {holder} holds vectors of {width} dimensions; the model makes {dimension}.",
             f"Drop or rename {holder} to have it made anew, or set WALVEC_MODEL to the model it was made with.",
         )
 

@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cdc.errors import PipelineFault, RowRefused
+from cdc.errors import AnswerNotCast, PipelineFault, RowRefused
 from cdc.flow.dirty import Kind, Work
 from cdc.flow.disposition import Action, Failure, backoff_s, dispose
 from cdc.flow.ledger import Commit
 from cdc.flow.snapshots import Snapshot
-from cdc.ports import DeadLetter, EmbedFailed, Observer, Target, Vectors, Write
+from cdc.ports import DeadLetter, EmbedFailed, Observer, Results, Target, Write
 from cdc.prepare.text import is_blank, source_hash
 from cdc.services.desk import ROUNDS, Desk
 from cdc.services.gate import ModelGate, Priority
@@ -240,7 +240,7 @@ class Delivery:
                 rest.append(text)
         return rest
 
-    async def _store(self, texts: list[_Text], vectors: Vectors, guarded: bool, left: dict[int, Work]) -> None:
+    async def _store(self, texts: list[_Text], vectors: Results, guarded: bool, left: dict[int, Work]) -> None:
         works = [work for text in texts for work in text.works]
         if len(works) != len(texts):
             vectors = vectors[[row for row, text in enumerate(texts) for _ in text.works]]
@@ -248,7 +248,10 @@ class Delivery:
             await self._write(Write(guarded, upserts=works, vectors=[vectors]), left)
         except RowRefused as exc:
             if len(texts) == 1:
-                await self._bury(works, "write", "refused by the database", exc.message, 1, left)
+                category, answer = "refused by the database", None
+                if isinstance(exc, AnswerNotCast):
+                    category, answer = "not castable", str(vectors[0])
+                await self._bury(works, "write", category, exc.message, 1, left, answer)
                 return
             middle = len(texts) // 2
             split = sum(len(text.works) for text in texts[:middle])
@@ -256,11 +259,17 @@ class Delivery:
             await self._store(texts[middle:], vectors[split:][_firsts(texts[middle:])], guarded, left)
 
     async def _bury(
-        self, works: list[Work], step: str, category: str, message: str, attempts: int, left: dict[int, Work]
+        self,
+        works: list[Work],
+        step: str,
+        category: str,
+        message: str,
+        attempts: int,
+        left: dict[int, Work],
+        answer: str | None = None,
     ) -> None:
-        await self._write(
-            Write(True, dead=[DeadLetter(work, step, category, message, attempts) for work in works]), left
-        )
+        letters = [DeadLetter(work, step, category, message, attempts, answer) for work in works]
+        await self._write(Write(True, dead=letters), left)
 
     async def _write(self, write: Write, left: dict[int, Work]) -> None:
         await self._writer.put(write)

@@ -25,9 +25,9 @@ class Desk:
 
     Commits at or below ``replay_until`` had been written back by an earlier run, at least in part, or are older than a
     look at the table that found a row gone: their texts may be older than what stands, so their keys are read again
-    instead. ``gaps`` are commits after which only a scan can tell
-    what is dirty. In-place pipelines see their own writes in the stream: ``expected`` has the hash of each, ``rounds``
-    how often a key came back with another text.
+    instead. ``gaps`` are commits after which only a scan can tell what is dirty. In-place pipelines see their own
+    writes in the stream, in transactions that carry their ``mark``: ``expected`` has the hash of each, ``rounds`` how
+    often a key came back with another text.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Desk:
     dirty: DirtyKeys
     count: SourceCount
     fingerprint: bytes = b""
+    mark: bytes = b"own"
     replay_until: int = 0
     gaps: list[Commit] = field(default_factory=list)
     expected: dict[Key, bytes] = field(default_factory=dict)

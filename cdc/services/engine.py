@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -29,14 +28,15 @@ from cdc.errors import (
 )
 from cdc.flow.dirty import Budget
 from cdc.flow.disposition import backoff_s
-from cdc.flow.ledger import Commit
-from cdc.ports import EmbedFailed, Model, Observer, Registry, SlotKeeper, Stream
+from cdc.ports import Failures, Models, Observer, Registry, SlotKeeper, Stream
 from cdc.services.fleet import Fleet
-from cdc.services.gate import ModelGate
 from cdc.services.intake import Intake
-from cdc.services.pipeline import Pipeline, Tuning
+from cdc.services.models import ModelGates
+from cdc.services.overflow import Overflow
+from cdc.services.pipeline import Tuning
+from cdc.services.standing import Standing
 from cdc.services.tasks import end
-from cdc.status import EngineStatus, HealthCheck, PipelineState, SlotState, SlotStatus
+from cdc.status import EngineStatus, SlotState
 
 log = structlog.get_logger()
 
@@ -46,17 +46,11 @@ TURN_S = 0.25
 LOOK_S = 1.0
 """Seconds between looks at the publication and the requests: changes take effect within two."""
 
-HELD_S = 30.0
-"""Seconds after which what holds back the acknowledgement goes to the durable queue: the slot is not the queue."""
-
 RESERVED_BYTES = 16 << 20
 """WAL that may be acknowledged between two durable notes of how far that may go."""
 
 DRAIN_S = 20.0
 """Seconds that a polite stop gives to work under way."""
-
-SAFE_BYTES = 64 << 20
-"""Below so much room before the server invalidates the slot, keys go to the durable queue at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +80,27 @@ class Places:
 
 
 class Engine:
-    """Runs until :meth:`stop`, or until something needs a person."""
+    """Runs until :meth:`stop`, or until something needs a person.
 
-    def __init__(self, settings: EngineSettings, places: Places, model: Model, observer: Observer) -> None:
+    Args:
+        settings: What can be set.
+        places: Where it works.
+        models: Which model each pipeline uses; they are not closed.
+        observer: Told what happens.
+        failures: Told of rows that are set aside; None: nobody is.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        places: Places,
+        models: Models,
+        observer: Observer,
+        failures: Failures | None = None,
+    ) -> None:
         self._settings = settings
         self._slots = places.slots
         self._registry = places.registry
-        self._model = model
         self._observer = observer
         self._open_stream = places.open_stream
         self._stopping = asyncio.Event()
@@ -100,29 +108,25 @@ class Engine:
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
-        self._slot = SlotStatus(settings.slot)
-        self._database_ok = False
-        self._beat = time.monotonic()
-        self._snapshot = EngineStatus(self._slot)
-        self._held: tuple[Commit | None, float] = (None, 0.0)
         self._looked = 0.0
-        self._spiller: asyncio.Task[None] | None = None
-        self.gate = ModelGate(model, settings.inflight, observer, settings.most_inflight)
+        self.gates = ModelGates(models, settings.inflight, settings.most_inflight, observer, self._look_soon)
         budget = Budget(settings.queue_bytes, settings.queue_rows)
         self.intake = Intake(threading.Lock(), budget, observer, self._marked, self._heard)
         self.fleet = Fleet(
-            places.registry, self.intake, self.gate, observer, settings.tuning, self._settled, self._turn.set
+            places.registry, self.intake, self.gates, observer, failures, settings.tuning, self._settled, self._turn.set
         )
+        self._overflow = Overflow(self.intake)
+        self._standing = Standing(settings.slot, self.intake, self.fleet, self.gates, places.slots, observer)
 
     # -- from outside -----------------------------------------------------------------------------------------------
 
     def status(self) -> EngineStatus:
         """Return the latest snapshot. Any thread."""
-        return self._snapshot
+        return self._standing.snapshot
 
     def heartbeat_age_s(self) -> float:
         """Return the seconds since the loop last turned. Any thread."""
-        return time.monotonic() - self._beat
+        return time.monotonic() - self._standing.beat
 
     def stop(self) -> None:
         """Finish what is in flight, acknowledge it, and end :meth:`run`."""
@@ -135,8 +139,11 @@ class Engine:
         self._loop.call_soon_threadsafe(self.fleet.notify)
 
     def _heard(self) -> None:
+        self._loop.call_soon_threadsafe(self._look_soon)
+
+    def _look_soon(self) -> None:
         self._looked = 0.0
-        self._loop.call_soon_threadsafe(self._turn.set)
+        self._turn.set()
 
     def _settled(self) -> None:
         if self._stream is not None:
@@ -152,9 +159,8 @@ class Engine:
             NeedsPerson: the slot is lost, and a person is to decide.
         """
         log.info("engine_started")
-        self.gate.hold()
-        starting = asyncio.create_task(self._start_model(), name="model start")
-        pulse = asyncio.create_task(self._pulse(), name="pulse")
+        self.gates.start()
+        pulse = asyncio.create_task(self._standing.pulse(), name="pulse")
         try:
             attempt = 0
             while not self._stopping.is_set():
@@ -165,13 +171,11 @@ class Engine:
                     attempt = 1 if time.monotonic() - began > 30 else attempt + 1
                     await self._recover(exc, attempt)
         finally:
-            for task in (starting, pulse):
-                task.cancel()
-            await asyncio.gather(starting, pulse, return_exceptions=True)
-            await self.gate.close()
+            await end([pulse])
+            await self.gates.close()
             await self._slots.close()
-        self._set_slot(SlotState.STOPPED, "")
-        self._publish_snapshot()
+        self._standing.set_slot(SlotState.STOPPED, "")
+        self._standing.take()
         log.info("engine_stopped")
 
     async def _recover(self, exc: WalvecError, attempt: int) -> None:
@@ -181,27 +185,27 @@ class Engine:
             return
         pause = backoff_s(min(attempt, 8), most=5.0)
         if isinstance(exc, SlotInUse):
-            self._database_ok = True
-            self._set_slot(SlotState.STANDBY, str(exc))
+            self._standing.database_ok = True
+            self._standing.set_slot(SlotState.STANDBY, str(exc))
             pause = 1.0
         elif isinstance(exc, PublicationMissing):
-            self._database_ok = True
-            self._set_slot(SlotState.PUBLICATION_MISSING, str(exc))
-            await self._say_slot()
+            self._standing.database_ok = True
+            self._standing.set_slot(SlotState.PUBLICATION_MISSING, str(exc))
+            await self._standing.say_slot()
             pause = 1.0
         else:
-            self._database_ok = not isinstance(exc, Unavailable) or isinstance(exc, Fenced)
-            self._set_slot(SlotState.CONNECTING, str(exc))
+            self._standing.database_ok = not isinstance(exc, Unavailable) or isinstance(exc, Fenced)
+            self._standing.set_slot(SlotState.CONNECTING, str(exc))
             log.warning("slot_disconnected", message=str(exc))
-        self._publish_snapshot()
+        self._standing.take()
         await self._sleep(pause)
 
     async def _slot_lost(self, exc: SlotLost) -> None:
         self._observer.slot_lost()
-        self._set_slot(SlotState.LOST, str(exc))
+        self._standing.set_slot(SlotState.LOST, str(exc))
         log.error("slot_lost", message=str(exc))
-        await self._say_slot()
-        self._publish_snapshot()
+        await self._standing.say_slot()
+        self._standing.take()
         if not self._settings.reconcile_lost_slot and not isinstance(exc, SlotStuck):
             raise NeedsPerson(
                 f"{exc.message} WALVEC_ON_SLOT_LOST is stop.",
@@ -216,9 +220,9 @@ class Engine:
 
     async def _session(self) -> None:
         """Hold the slot for as long as everything goes well."""
-        self._set_slot(SlotState.CONNECTING, "")
+        self._standing.set_slot(SlotState.CONNECTING, "")
         await self._slots.open()
-        self._database_ok = True
+        self._standing.database_ok = True
         self.intake.reset()
         self._over.clear()
         stream = self._stream = await self._open_stream(self.intake, self._stream_ended)
@@ -231,8 +235,8 @@ class Engine:
             await self.fleet.sync()
             self._looked = time.monotonic()
             stream.begin()
-            self._set_slot(SlotState.STREAMING, "")
-            await self._say_slot()
+            self._standing.set_slot(SlotState.STREAMING, "")
+            await self._standing.say_slot()
             log.info("slot_streaming")
             await self._turns(stream)
             drained = await self._drain(stream)
@@ -240,10 +244,7 @@ class Engine:
             await self._end(stream, drained)
 
     async def _end(self, stream: Stream, drained: bool) -> None:
-        if self._spiller is not None:
-            self._spiller.cancel()
-            await asyncio.gather(self._spiller, return_exceptions=True)
-            self._spiller = None
+        await self._overflow.stop()
         if not drained:
             await self.fleet.stop()
         self._stream = None
@@ -261,7 +262,7 @@ class Engine:
                 turn = asyncio.create_task(self._work(stream), name="turn")
                 await asyncio.wait((turn, over), return_when=asyncio.FIRST_COMPLETED)
                 if over.done() and stream.failure is not None:
-                    self._set_slot(SlotState.CONNECTING, str(stream.failure))
+                    self._standing.set_slot(SlotState.CONNECTING, str(stream.failure))
                     await end([turn])
                     await self._broken(stream.failure)
                 await turn
@@ -285,9 +286,9 @@ class Engine:
             await self._look()
         await self.fleet.save_counts()
         await self._reserve(exact=False)
-        self._move_overflow()
+        self._overflow.look(self.fleet.pipelines, self._standing.slot.safe_bytes)
         self.fleet.notify()
-        await self._report()
+        await self._standing.report()
 
     async def _broken(self, failure: WalvecError) -> None:
         """Raise why the stream ended."""
@@ -305,9 +306,7 @@ class Engine:
         view = await self._slots.slot()
         if view.lost or not view.exists:
             raise SlotLost("The slot was dropped or invalidated while in use.")
-        self._slot = replace(
-            self._slot, lag_bytes=view.lag_bytes, retained_bytes=view.retained_bytes, safe_bytes=view.safe_bytes
-        )
+        self._standing.saw_slot(view)
 
     async def _close_gaps(self) -> None:
         await self.fleet.close_gaps()
@@ -333,124 +332,19 @@ class Engine:
             self.intake.ack_limit = limit
             self._settled()
 
-    def _move_overflow(self) -> None:
-        """Send keys to the durable queue where they would hold too much memory or too much WAL."""
-        if self._spiller is not None and not self._spiller.done():
-            return
-        with self.intake.lock:
-            oldest = self.intake.ledger.oldest
-        if oldest is not self._held[0]:
-            self._held = (oldest, time.monotonic())
-        stuck = oldest is not None and time.monotonic() - self._held[1] > HELD_S
-        safe = self._slot.safe_bytes
-        squeezed = safe is not None and safe < SAFE_BYTES and oldest is not None
-        everything = self.intake.budget.full or stuck or squeezed
-        moving = [p for p in self.fleet.pipelines if p.desk.dirty.stream_rows and (everything or p.paused)]
-        if moving:
-            self._spiller = asyncio.create_task(self._spill(moving), name="spill")
-
-    async def _spill(self, pipelines: list[Pipeline]) -> None:
-        for pipeline in pipelines:
-            moved = 0
-            try:
-                while rows := await pipeline.spill():
-                    moved += rows
-            except WalvecError as exc:
-                log.warning("database_unavailable", message=str(exc))
-                return
-            if moved:
-                log.info("queue_spilled", pipeline=pipeline.desk.name, rows=moved)
-
     async def _drain(self, stream: Stream) -> bool:
         """Let what is pending be embedded, for a while; tell whether a last acknowledgement can be sent."""
         log.info("engine_stopping")
         stream.pause()
         deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline and self.gate.is_up:
-            if all(pipeline.is_idle for pipeline in self.fleet.pipelines):
+        while time.monotonic() < deadline:
+            if all(pipeline.is_idle or not pipeline.gate.is_up for pipeline in self.fleet.pipelines):
                 break
             await asyncio.sleep(0.02)
         await self.fleet.save_counts()
-        await self._report()
+        await self._standing.report()
         await self._reserve(exact=True)
         return True
-
-    # -- the model --------------------------------------------------------------------------------------------------
-
-    async def _start_model(self) -> None:
-        for attempt in itertools.count(1):
-            try:
-                self.fleet.dimension = await self._model.start()
-            except EmbedFailed as exc:
-                if self.gate.trouble is None or str(self.gate.trouble) != str(exc):
-                    log.warning("model_unavailable", message=str(exc))
-                self.gate.trouble = exc
-                self.gate.hold()
-                await asyncio.sleep(exc.retry_after_s or backoff_s(attempt, most=2.0))
-                continue
-            if self.gate.trouble is not None:
-                log.info("model_recovered")
-            self.gate.release()
-            self._looked = 0.0
-            self._turn.set()
-            return
-
-    # -- reporting --------------------------------------------------------------------------------------------------
-
-    async def _pulse(self) -> None:
-        while True:
-            self._beat = time.monotonic()
-            self._publish_snapshot()
-            await asyncio.sleep(0.5)
-
-    def _set_slot(self, state: SlotState, reason: str) -> None:
-        if state is SlotState.STANDBY and self._slot.state is not state:
-            log.info("slot_standby", message=reason)
-        if state is SlotState.PUBLICATION_MISSING and self._slot.state is not state:
-            log.error("publication_missing", message=reason)
-        self._slot = replace(self._slot, state=state, reason=reason)
-
-    async def _say_slot(self) -> None:
-        try:
-            await self._slots.publish_slot(self._slot.state, self._slot.reason)
-        except WalvecError as exc:
-            log.warning("database_unavailable", message=str(exc))
-
-    async def _report(self) -> None:
-        self._publish_snapshot()
-        await self.fleet.publish(self._snapshot.pipelines)
-
-    def _publish_snapshot(self) -> None:
-        with self.intake.lock:
-            oldest = self.intake.ledger.oldest
-        lag = max(0.0, time.time() - oldest.time_us / 1e6) if oldest is not None else 0.0
-        self._slot = replace(self._slot, oldest_unacked_seconds=lag)
-        statuses = tuple(self.fleet.statuses(lag))
-        self._snapshot = EngineStatus(
-            slot=self._slot,
-            pipelines=statuses,
-            checks=self._checks(),
-            inflight_requests=self.gate.requests,
-            recent_errors=self.fleet.recent_errors(),
-        )
-        self._observer.publish(self._snapshot)
-
-    def _checks(self) -> tuple[HealthCheck, ...]:
-        streaming = self._slot.state in (SlotState.STREAMING, SlotState.STANDBY)
-        trouble = self.gate.trouble
-        failing = [m for m in self.fleet.members.values() if m.state is PipelineState.ERROR]
-        return (
-            HealthCheck(
-                "database", "ok" if self._database_ok else "error", "" if self._database_ok else self._slot.reason
-            ),
-            HealthCheck("slot", "ok" if streaming else "error", self._slot.reason),
-            HealthCheck("model", "warn" if trouble else "ok", str(trouble or "")),
-            HealthCheck(
-                "pipelines",
-                "warn" if failing else "ok",
-                "; ".join(f"{member.wanted.name}: {member.reason}" for member in failing),
-            ),
-        )
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
-from cdc.errors import Fenced, ModelUnknown, Unavailable, WalvecError
+from cdc.errors import Fenced, ModelUnknown, PipelineFault, Unavailable, WalvecError
 from cdc.flow.counts import SourceCount
 from cdc.flow.dirty import DirtyKeys
 from cdc.flow.disposition import backoff_s
-from cdc.ports import Followed, Observer, PipelineReport, Registry, Wanted
+from cdc.ports import Failures, ModelChoice, Observer, Registry, Wanted
 from cdc.services.desk import Desk
-from cdc.services.gate import ModelGate
-from cdc.services.intake import Intake, Lane
+from cdc.services.intake import Intake
+from cdc.services.lanes import Lane
+from cdc.services.member import Member
+from cdc.services.models import ModelGates
 from cdc.services.pipeline import Pipeline, Tuning
 from cdc.services.scan import Progress
 from cdc.services.tasks import end
@@ -35,36 +36,15 @@ RETRY_S = 5.0
 RETRY_MOST_S = 20.0
 
 
-@dataclass(slots=True)
-class Member:
-    """A pipeline of the fleet, running or set aside."""
-
-    wanted: Wanted
-    state: PipelineState = PipelineState.WAITING
-    reason: str = ""
-    followed: Followed | None = None
-    pipeline: Pipeline | None = None
-    task: asyncio.Task[None] | None = None
-    tries: int = 0
-    retry_at: float = 0.0
-    indexing: asyncio.Task[None] | None = None
-    xid: int = 0
-    reported: PipelineReport | None = field(default=None, compare=False)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it runs with no scan due."""
-        return self.pipeline is not None and self.pipeline.progress.reason is None
-
-
 class Fleet:
     """Keeps one :class:`Member` per pipeline that should run.
 
     Args:
         registry: Says what should run.
         intake: Told which changes to follow.
-        gate: The way to the model.
+        gates: The ways to the models, and which pipeline uses which.
         observer: Told what happens.
+        failures: Told of rows that are set aside; None: nobody is.
         tuning: Of work.
         settled: Called when work settled, so that it may be acknowledged.
         wake: Called when the fleet should be looked at soon.
@@ -74,19 +54,20 @@ class Fleet:
         self,
         registry: Registry,
         intake: Intake,
-        gate: ModelGate,
+        gates: ModelGates,
         observer: Observer,
+        failures: Failures | None,
         tuning: Tuning,
         settled: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
         self.members: dict[str, Member] = {}
-        self.dimension: int | None = None
         self.fenced: Fenced | None = None
         self._registry = registry
         self._intake = intake
-        self._gate = gate
+        self._gates = gates
         self._observer = observer
+        self._failures = failures
         self._tuning = tuning
         self._settled = settled
         self._wake = wake
@@ -120,9 +101,8 @@ class Fleet:
                 log.info("table_added", pipeline=want.name)
                 member = self.members[want.name] = Member(want)
                 fresh += await self._ready(member)
-            elif member.wanted.digest != want.digest or (want.target_gone and member.pipeline is not None):
-                log.info("schema_changed", pipeline=want.name)
-                why = "the destination was dropped" if want.target_gone else "the table's definition changed"
+            elif why := self._why_anew(member, want):
+                log.info("schema_changed", pipeline=want.name, reason=why)
                 await self._set_aside(member, why)
                 member.wanted, member.tries = want, 0
                 fresh += await self._ready(member)
@@ -133,6 +113,26 @@ class Fleet:
             await self._leave(name)
         if fresh or left:
             self._attach(fresh)
+        await self._gates.keep([member.gate for member in self.members.values() if member.gate is not None])
+
+    def _why_anew(self, member: Member, want: Wanted) -> str:
+        """Return why a member must be made anew, empty where it need not be."""
+        if want.target_gone and member.pipeline is not None:
+            return "the destination was dropped"
+        if member.wanted.digest != want.digest:
+            return "the table's definition changed"
+        choice = self._choice(want.name)
+        before = member.choice
+        if choice is None or before is None:
+            return "" if choice is before else "the model changed"
+        same = choice.recipe == before.recipe and choice.model is before.model
+        return "" if same else "the model changed"
+
+    def _choice(self, name: str) -> ModelChoice | None:
+        try:
+            return self._gates.choose(name)[0]
+        except PipelineFault:
+            return None
 
     async def _refresh(self, member: Member, want: Wanted) -> list[Member]:
         moved = member.wanted.storage != want.storage
@@ -152,18 +152,20 @@ class Fleet:
                 member.pipeline.paused = want.paused
                 member.pipeline.notify()
             return []
-        due = time.monotonic() >= member.retry_at or (
-            member.state is PipelineState.WAITING and self.dimension is not None
-        )
+        answered = member.gate is not None and member.gate.dimension is not None
+        due = time.monotonic() >= member.retry_at or (member.state is PipelineState.WAITING and answered)
         return await self._ready(member) if due else []
 
     async def _ready(self, member: Member) -> list[Member]:
         """Make a member's pipeline; return it if it can run."""
         want = member.wanted
+        member.choice = member.gate = None
         try:
+            choice, gate = self._gates.choose(want.name)
+            member.choice, member.gate = choice, gate
             if want.fault is not None:
                 raise want.fault
-            followed = await self._registry.follow(want.name, self.dimension)
+            followed = await self._registry.follow(want.name, choice, gate.dimension)
         except ModelUnknown as exc:
             member.state, member.reason, member.retry_at = PipelineState.WAITING, str(exc), time.monotonic() + 1.0
             return []
@@ -179,14 +181,17 @@ class Fleet:
                 count,
                 fingerprint=followed.target.fingerprint,
                 replay_until=followed.written_lsn,
+                mark=followed.target.mark,
             )
         scan = followed.scan
         member.followed = followed
+        member.backfilled = followed.backfilled
         member.pipeline = Pipeline(
             desk,
             followed.target,
-            self._gate,
+            gate,
             self._observer,
+            self._failures,
             self._tuning,
             Progress(scan.reason, scan.phase, scan.cursor, scan.done, scan.total),
             barrier=lambda: self._barrier(member),
@@ -242,6 +247,7 @@ class Fleet:
         """A scan is complete: say so, and see to the index."""
         assert member.followed is not None
         member.state, member.reason, member.tries = PipelineState.READY, "", 0
+        member.backfilled = True
         log.info("reconcile_finished", pipeline=member.wanted.name)
         await self._registry.finish_requests(member.followed.id)
         self._wake()
@@ -315,7 +321,7 @@ class Fleet:
         log.info("table_left", pipeline=name)
         if member is not None and member.pipeline is not None:
             self.members[name] = member
-            await self._set_aside(member, "the table had left the publication")
+            await self._set_aside(member, "it had left the publication, or was detached")
             del self.members[name]
 
     async def stop(self) -> None:
@@ -355,30 +361,7 @@ class Fleet:
     def statuses(self, lag_s: float) -> list[PipelineStatus]:
         """Return what all members say about themselves; ``lag_s`` is the age of the oldest unsettled commit."""
         with self._intake.lock:
-            return [self._status(member, lag_s) for member in self.members.values()]
-
-    def _status(self, member: Member, lag_s: float) -> PipelineStatus:
-        pipeline = member.pipeline
-        want = member.wanted
-        if pipeline is None:
-            return PipelineStatus(want.name, want.mode, model=self._gate.model.name, state=member.state,
-                                  reason=member.reason)  # fmt: skip
-        unprocessed = pipeline.unprocessed
-        progress = pipeline.progress
-        return PipelineStatus(
-            pipeline=want.name,
-            mode=want.mode,
-            model=self._gate.model.name,
-            state=PipelineState.PAUSED if want.paused else member.state,
-            reason=member.reason or want.warning,
-            unprocessed_rows=unprocessed,
-            source_records=pipeline.desk.count.counted.rows,
-            embeddings=pipeline.writer.embeddings,
-            lag_seconds=lag_s if unprocessed else 0.0,
-            errors=pipeline.writer.buried,
-            backfill_done=progress.done,
-            backfill_total=progress.total,
-        )
+            return [member.status(lag_s) for member in self.members.values()]
 
     def recent_errors(self) -> tuple[dict[str, object], ...]:
         """Return the latest dead letters of all pipelines, without their keys."""
@@ -389,13 +372,8 @@ class Fleet:
         changed = []
         for status in statuses:
             member = self.members.get(status.pipeline)
-            id = None if member is None else member.followed.id if member.followed is not None else member.wanted.id
-            if member is None or id is None:
-                continue
-            lag = round(status.lag_seconds, 1)
-            report = PipelineReport(id, member.state, status.reason, status.unprocessed_rows, lag)
-            if report != member.reported:
-                member.reported = report
+            report = member.report(status) if member is not None else None
+            if report is not None:
                 changed.append(report)
         try:
             await self._registry.publish(changed)

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from cdc.flow.disposition import Failure, backoff_s
 from cdc.flow.inflight import Inflight
-from cdc.ports import EmbedFailed, Model, Observer, Vectors
+from cdc.ports import EmbedFailed, Model, Observer, Results
 
 CANARY = "walvec"
 PATIENCE_S = 10.0
@@ -55,12 +55,18 @@ class ModelGate:
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[tuple[EmbedFailed | None, float]] | None = None
         self.trouble: EmbedFailed | None = None
+        self.dimension: int | None = None  # known once the model has been started; 0 where it answers in words
         self.requests = 0
 
     @property
     def limit(self) -> int:
         """How many requests may be in flight now."""
         return self._inflight.limit
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether the model does not answer until a person mends something."""
+        return self.trouble is not None and self.trouble.failure is Failure.MISCONFIGURED
 
     @property
     def is_up(self) -> bool:
@@ -80,8 +86,8 @@ class ModelGate:
         self.trouble = None
         self._up.set()
 
-    async def embed(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Vectors:
-        """Return the vectors of ``texts``. While the model's queue is full, wait and try again.
+    async def embed(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Results:
+        """Return the vectors or answers of ``texts``. While the model's queue is full, wait and try again.
 
         Raises:
             EmbedFailed: as the model says; after one that calls for waiting, :meth:`ready` says when to go on.
@@ -99,7 +105,7 @@ class ModelGate:
                 raise await self._judge(exc, len(texts), time.perf_counter() - started) from exc
         raise AssertionError("unreachable")
 
-    async def _ask(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Vectors:
+    async def _ask(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Results:
         async with self._slot(priority) as full:
             self._observer.batch(pipeline, len(texts))
             ticket, started = self._inflight.ticket(), time.perf_counter()
@@ -194,8 +200,7 @@ class ModelGate:
     async def _await_model(self) -> None:
         for attempt in itertools.count(1):
             trouble = self.trouble
-            person = trouble is not None and trouble.failure is Failure.MISCONFIGURED
-            wait = backoff_s(attempt, most=PROBE_PERSON_S if person else PROBE_S)
+            wait = backoff_s(attempt, most=PROBE_PERSON_S if self.needs_person else PROBE_S)
             if trouble is not None and trouble.retry_after_s:
                 wait = max(wait, trouble.retry_after_s)
             await asyncio.sleep(wait)

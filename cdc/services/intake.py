@@ -10,91 +10,36 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
 from cdc.errors import DecodeError
 from cdc.flow.dirty import Budget, Kind
 from cdc.flow.ledger import Commit, Ledger
-from cdc.ports import Observer, Route
-from cdc.prepare.text import Composer, source_hash
-from cdc.rows import UNCHANGED, Cell, Key, Table, Unchanged
+from cdc.ports import Observer
+from cdc.prepare.text import source_hash
+from cdc.rows import UNCHANGED, Key, Table
 from cdc.services.desk import NO_TEXT, Desk
+from cdc.services.lanes import FIRST_CELL, Lane, TableReader
 from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame, unix_us
 from cdc.wire.messages import LogicalMessage, RelationMessage, Truncate
 from cdc.wire.pgoutput import decode
 from cdc.wire.relations import Relation
-from cdc.wire.tuples import ROUTE_KEY, RowDecoder, route_keys
+from cdc.wire.tuples import ROUTE_KEY, route_keys
 
 PREFIX: Final = "walvec"
 OWN: Final = b"own"
+"""How the content of a message begins that marks a transaction as a write-back of ours; whose it is follows."""
 
 _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT = b"I", b"U", b"D", b"B", b"C"
 _BEGIN_BODY = Struct(">QqI").unpack_from
 _COMMIT_BODY = Struct(">xQQq").unpack_from
-_FIRST_CELL = BODY + 8
 _RUN_KEY = slice(BODY, BODY + 9)  # the route key, and the kind of the first cell
 _FIRST_SIZE = Struct(">I").unpack_from
 _SEALED_BYTES = 1024
 """Longer rows are read at once: they may hold much that is not text, and all of a sealed row stays in memory."""
 # Looking a member of an enumeration up costs more than all else that is done with it.
 _OF_INSERT, _OF_UPDATE, _OF_DELETE, _REREAD = Kind.INSERT, Kind.UPDATE, Kind.DELETE, Kind.REREAD
-
-
-@dataclass(slots=True)
-class Lane:
-    """A pipeline as the stream sees it."""
-
-    desk: Desk
-    route: Route
-    composer: Composer = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Make the composer of the route's text."""
-        self.composer = Composer(self.route.text)
-
-
-class _TableReader:
-    """Reads one table's changes for one lane: the key's cells first, then the text's.
-
-    ``inserted`` counts rows that the desk has not been told of yet.
-    """
-
-    def __init__(self, relation: Relation, lane: Lane) -> None:
-        names = {name: index for index, name in enumerate(relation.column_names)}
-        key = [names.get(column.name) for column in lane.route.key]
-        text = [names.get(column.name) for column in lane.route.text]
-        self.lane = lane
-        self.width = len(key)
-        self.readable = None not in key
-        # A column that the table did not have yet: the row is read from the table, as it is now.
-        self.has_text = None not in text
-        wanted = [index for index in (*key, *(text if self.has_text else ())) if index is not None]
-        self.decoder = RowDecoder(relation, wanted if self.readable else ())
-        self.inserted = 0
-        # Whether the key is the first cell, so that it can be had without reading the row.
-        self.key_first = self.readable and self.has_text and key == [0]
-
-    def sealed_text(self, row: bytes) -> bytes | Unchanged | None:
-        """Return the text of an Insert; UNCHANGED where the row must be read from its table."""
-        try:
-            cells = self.decoder.last_tuple(row, _FIRST_CELL)
-        except DecodeError:
-            return UNCHANGED
-        return self.lane.composer.text(cells[1:])
-
-    def key(self, cells: Sequence[Cell], old: Sequence[Cell] | None = None) -> Key:
-        """Return the key of a row; a cell too long to be sent again is taken from the old tuple."""
-        if self.width == 1:
-            cell = cells[0]
-            if cell is UNCHANGED or cell is None:
-                cell = old[0] if old is not None else b""
-            return cell if isinstance(cell, bytes) else b""
-        whole = [
-            (old[i] if cell is UNCHANGED and old is not None else cell) for i, cell in enumerate(cells[: self.width])
-        ]
-        return tuple(cell if isinstance(cell, bytes) else b"" for cell in whole)
 
 
 class Intake:
@@ -124,17 +69,18 @@ class Intake:
         self._observer = observer
         self._wake = wake
         self._heard = heard
-        self._lanes: dict[Table, Lane] = {}
+        self._lanes: dict[Table, list[Lane]] = {}
         self._relations: dict[int, Relation] = {}
-        self._readers: dict[bytes, tuple[bytes, _TableReader]] = {}
-        self._runs: dict[bytes, _TableReader] = {}
-        self._by_oid: dict[int, _TableReader] = {}
+        self._readers: dict[bytes, tuple[bytes, TableReader]] = {}
+        self._shared: dict[bytes, list[TableReader]] = {}  # of tables that several pipelines read
+        self._runs: dict[bytes, TableReader] = {}
+        self._by_oid: dict[int, list[TableReader]] = {}
         self._commit: Commit | None = None
         self._last_xid = 0
-        self._own = False
+        self._own = b""
         self._changed: Counter[tuple[str, str]] = Counter()
         self._coalesced: Counter[str] = Counter()
-        self._inserting: list[_TableReader] = []
+        self._inserting: list[TableReader] = []
         self._touched: set[int] = set()
         self._counting: list[Desk] = []
 
@@ -146,10 +92,11 @@ class Intake:
         Changes that came before belong to scans: a scan must wait until that transaction is visible.
         """
         with self.lock:
-            self._lanes = {table: lane for lane in lanes for table in lane.route.streamed_as}
-            self._readers.clear()
-            self._runs.clear()
-            self._by_oid.clear()
+            self._lanes = {}
+            for lane in lanes:
+                for table in lane.route.streamed_as:
+                    self._lanes.setdefault(table, []).append(lane)
+            self._forget_readers()
             # A pipeline that ended must not be counted for when the open transaction ends: nobody would settle it.
             attached = {id(lane.desk) for lane in lanes}
             self._counting = [desk for desk in self._counting if id(desk) in attached]
@@ -165,18 +112,22 @@ class Intake:
             self.gap = ""
             self.ack_limit = 0  # what was reserved was reserved for the connection that ended
             self._relations.clear()
-            self._readers.clear()
-            self._runs.clear()
-            self._by_oid.clear()
+            self._forget_readers()
             self._commit = None
-            self._own = False
+            self._own = b""
             self._inserting.clear()
-            for desk in {id(lane.desk): lane.desk for lane in self._lanes.values()}.values():
+            for desk in {id(lane.desk): lane.desk for lanes in self._lanes.values() for lane in lanes}.values():
                 desk.dirty.disconnect()
                 desk.count.forget()
                 desk.gaps.clear()
             # Desks that were let go before still had their share: nothing of them is pending any more.
             self.budget.rows = self.budget.text_bytes = 0
+
+    def _forget_readers(self) -> None:
+        self._readers.clear()
+        self._shared.clear()
+        self._runs.clear()
+        self._by_oid.clear()
 
     def acknowledged(self) -> int:
         """Return the furthest position that may be acknowledged; none while a gap is not durably known.
@@ -214,7 +165,7 @@ class Intake:
         with self.lock:
             find, find_run = self._readers.get, self._runs.get
             run: list[bytes] = []
-            running: _TableReader | None = None
+            running: TableReader | None = None
             for frame in frames:
                 reader = find_run(frame[_RUN_KEY])  # a keepalive ends before the place of a route key
                 if reader is not None and len(frame) <= _SEALED_BYTES:
@@ -244,14 +195,19 @@ class Intake:
         self._report()
         return keepalives
 
-    def _insert_run(self, reader: _TableReader | None, run: list[bytes]) -> None:
-        """Take in Inserts of one table that came in a row, unread where that will do."""
-        if reader is None:
-            return
+    def _insert_run(self, reader: TableReader | None, run: list[bytes]) -> None:
+        """Take in Inserts of one table that came in a row, for all who read it."""
+        if reader is not None:
+            self._insert_all(reader, run)
+            for other in reader.beside:
+                self._insert_all(other, run)
+
+    def _insert_all(self, reader: TableReader, run: list[bytes]) -> None:
+        """Take in Inserts for one lane, unread where that will do."""
         desk, commit = reader.lane.desk, self._commit
         if commit is not None and commit.lsn > desk.replay_until and not self._own and not desk.rounds:
-            sizes = [_FIRST_SIZE(frame, _FIRST_CELL + 1)[0] for frame in run if len(frame) >= _FIRST_CELL + 5]
-            begin = _FIRST_CELL + 5
+            sizes = [_FIRST_SIZE(frame, FIRST_CELL + 1)[0] for frame in run if len(frame) >= FIRST_CELL + 5]
+            begin = FIRST_CELL + 5
             keys = [frame[begin : begin + size] for frame, size in zip(run, sizes, strict=False)]
             whole = len(keys) == len(run) and sum(map(len, keys)) == sum(sizes)
             if whole and desk.dirty.insert(keys, run, reader.sealed_text, commit):
@@ -262,12 +218,12 @@ class Intake:
         for frame in run:
             self._insert(reader, frame)
 
-    def _insert(self, reader: _TableReader, frame: bytes) -> None:
+    def _insert(self, reader: TableReader, frame: bytes) -> None:
         """Take in an Insert: a backlog consists of them, so the way is short."""
         commit = self._commit
         if commit is None:
             raise DecodeError("A row change arrived outside a transaction.")
-        cells = reader.decoder.last_tuple(frame, _FIRST_CELL)
+        cells = reader.decoder.last_tuple(frame, FIRST_CELL)
         if not reader.inserted:
             self._inserting.append(reader)
         reader.inserted += 1
@@ -279,7 +235,7 @@ class Intake:
         else:
             self._text(desk, key, _OF_INSERT, text, commit)
 
-    def _change(self, op: bytes, reader: _TableReader, frame: bytes) -> None:
+    def _change(self, op: bytes, reader: TableReader, frame: bytes) -> None:
         commit = self._commit
         if commit is None:
             raise DecodeError("A row change arrived outside a transaction.")
@@ -308,11 +264,14 @@ class Intake:
             self._mark(desk, key, _REREAD, None, commit)
 
     def _text(self, desk: Desk, key: Key, kind: Kind, text: bytes | None, commit: Commit) -> None:
-        """Mark a row whose text came with the change, unless it is our own write-back."""
-        if desk.expected and self._own:
+        """Mark a row whose text came with the change, unless it is the pipeline's own write-back.
+
+        A write-back of another pipeline is a change like any other: its column may be this one's text.
+        """
+        if desk.expected and self._own == desk.mark:
             if self._is_echo(desk, key, text):
                 return
-        elif desk.rounds:
+        elif desk.rounds and not self._own:
             desk.rounds.pop(key, None)  # the user's own change: it counts anew
         self._mark(desk, key, kind, text, commit)
 
@@ -355,16 +314,28 @@ class Intake:
         if tag == _BEGIN and len(frame) == BODY + 21:
             lsn, time, xid = _BEGIN_BODY(frame, BODY + 1)
             self._commit = self.ledger.begin(lsn, xid, unix_us(time))
-            self._own = False
+            self._own = b""
         elif tag == _COMMIT and len(frame) == BODY + 26:
             self._end(_COMMIT_BODY(frame, BODY + 1)[1])
         elif tag in (_INSERT, _UPDATE, _DELETE):
-            reader = self._by_oid.get(int.from_bytes(frame[BODY + 1 : BODY + 5]))
-            if reader is not None:  # a table that is followed, and a row that does not fit it: nothing may be skipped
-                decode(frame[BODY:])
-                raise DecodeError(f"A change of {reader.lane.desk.name} does not fit the table that was announced.")
+            self._row(tag, frame)
         else:
             self._other(frame)
+
+    def _row(self, tag: bytes, frame: bytes) -> None:
+        """Take in a row that no reader has by itself: several share its table, or nobody follows it."""
+        for reader in self._shared.get(frame[ROUTE_KEY]) or self._misfit(frame):
+            if tag == _INSERT:
+                self._insert(reader, frame)
+            else:
+                self._change(tag, reader, frame)
+
+    def _misfit(self, frame: bytes) -> list[TableReader]:
+        readers = self._by_oid.get(int.from_bytes(frame[BODY + 1 : BODY + 5]), [])
+        if readers:  # a table that is followed, and a row that does not fit it: nothing may be skipped
+            decode(frame[BODY:])
+            raise DecodeError(f"A change of {readers[0].lane.desk.name} does not fit the table that was announced.")
+        return readers
 
     def _other(self, frame: bytes) -> None:
         message = decode(frame[BODY:])
@@ -378,16 +349,20 @@ class Intake:
             for oid in message.relation_oids:
                 self._truncate(oid)
         elif isinstance(message, LogicalMessage) and message.prefix == PREFIX:
-            if message.content == OWN:
-                self._own = message.transactional
+            if message.content.startswith(OWN):
+                self._own = message.content if message.transactional else b""
             else:
                 self._heard()
 
     def _truncate(self, oid: int) -> None:
-        reader, commit = self._by_oid.get(oid), self._commit
-        if reader is None or commit is None:
+        readers, commit = self._by_oid.get(oid, []), self._commit
+        if not readers or commit is None:
             return
         self._tally()  # what the same transaction had inserted before is gone as well
+        for reader in readers:
+            self._truncate_lane(reader, commit)
+
+    def _truncate_lane(self, reader: TableReader, commit: Commit) -> None:
         desk = reader.lane.desk
         self._changed[desk.name, "truncate"] += 1
         if len(reader.lane.route.streamed_as) == 1:
@@ -415,23 +390,28 @@ class Intake:
         self._commit = None
 
     def _learn(self, relation: Relation) -> None:
-        """Make or renew the reader of a table. Rows are found by tag, table, kind of tuple and number of columns."""
+        """Make or renew the readers of a table. Rows are found by tag, table, kind of tuple and number of columns."""
         oid = relation.oid
-        for known in [key for key in self._readers if key[1:5] == oid.to_bytes(4)]:
-            del self._readers[known]
+        for known in [key for key in (*self._readers, *self._shared) if key[1:5] == oid.to_bytes(4)]:
+            self._readers.pop(known, None)
+            self._shared.pop(known, None)
             self._runs.pop(known + b"t", None)
         self._by_oid.pop(oid, None)
-        lane = self._lanes.get(relation.table)
-        if lane is None:
+        readers = [TableReader(relation, lane) for lane in self._lanes.get(relation.table, ())]
+        # Where a key column is gone, the catalogue says so too, and a scan follows once it is mended.
+        readers = [reader for reader in readers if reader.readable]
+        if not readers:
             return
-        reader = _TableReader(relation, lane)
-        if not reader.readable:
-            return  # a key column is gone: the catalogue says so too, and a scan follows once it is mended
-        self._by_oid[oid] = reader
+        first = readers[0]
+        first.beside = tuple(readers[1:])
+        self._by_oid[oid] = readers
         for route, tag in route_keys(relation).items():
-            self._readers[route] = (tag, reader)
-            if tag == _INSERT and reader.key_first:
-                self._runs[route + b"t"] = reader
+            if first.beside:
+                self._shared[route] = readers
+            else:
+                self._readers[route] = (tag, first)
+            if tag == _INSERT and all(reader.key_first for reader in readers):
+                self._runs[route + b"t"] = first
 
     def _report(self) -> None:
         if self._changed:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from cdc.errors import Unavailable
 from cdc.flow.dirty import Claim, Work
 from cdc.flow.disposition import backoff_s
-from cdc.ports import Observer, Target
+from cdc.ports import Failures, Observer, Target
 from cdc.services.delivery import Delivery, ModelAway
 from cdc.services.desk import Desk
 from cdc.services.gate import ModelGate, Priority
@@ -56,6 +56,7 @@ class Pipeline:
         target: Target,
         gate: ModelGate,
         observer: Observer,
+        failures: Failures | None,
         tuning: Tuning,
         progress: Progress,
         *,
@@ -68,7 +69,7 @@ class Pipeline:
         self.progress = progress
         self.paused = False
         self.queued = 0
-        self._gate = gate
+        self.gate = gate
         self._tuning = tuning
         self._barrier = barrier
         self._backfilled = backfilled
@@ -82,7 +83,7 @@ class Pipeline:
         self._loaded = Claim()
         if progress.reason is not None:
             self._scanning.set()
-        self.writer = Writer(desk, target, observer, self._settled)
+        self.writer = Writer(desk, target, observer, failures, self._settled)
         self._delivery = Delivery(desk, target, gate, self.writer, observer, tuning.max_attempts)
         self.scan = Scan(desk, target, progress, self._moved, self._wake)
         self._failure: asyncio.Future[None] | None = None
@@ -143,7 +144,7 @@ class Pipeline:
             await self._truncate()
             # While the model is away nothing is taken, and the engine's next turn looks again: a truncation, which
             # needs no model, must not wait for it.
-            while len(self._windows) < WINDOWS and not self.paused and self._gate.is_up:
+            while len(self._windows) < WINDOWS and not self.paused and self.gate.is_up:
                 if self._tuning.batch_delay_s and 0 < self.desk.dirty.stream_rows < self._tuning.batch_rows:
                     await asyncio.sleep(self._tuning.batch_delay_s)
                 self._load_soon()

@@ -17,7 +17,7 @@ import structlog
 from cdc.errors import RowRefused, Unavailable
 from cdc.flow.dirty import Kind
 from cdc.flow.disposition import backoff_s
-from cdc.ports import Observer, Target, Write
+from cdc.ports import Failures, Observer, Target, Write
 from cdc.services.desk import NO_TEXT, Desk
 
 log = structlog.get_logger()
@@ -36,12 +36,23 @@ class _Waiting:
 
 
 class Writer:
-    """The one who writes for a pipeline. ``settled`` is called after each transaction."""
+    """The one who writes for a pipeline. ``settled`` is called after each transaction.
 
-    def __init__(self, desk: Desk, target: Target, observer: Observer, settled: Callable[[], None]) -> None:
+    ``failures`` hears of the rows that were set aside.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        target: Target,
+        observer: Observer,
+        failures: Failures | None,
+        settled: Callable[[], None],
+    ) -> None:
         self._desk = desk
         self._target = target
         self._observer = observer
+        self._failures = failures
         self._settled = settled
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -165,6 +176,8 @@ class Writer:
                 }
             )
         log.warning("row_dead_lettered", pipeline=self._desk.name, rows=len(write.dead), reason=write.dead[0].category)
+        if self._failures is not None:
+            self._failures.buried(self._desk.name, write.dead)
 
     def _report(self, write: Write, refused: set[int]) -> None:
         name = self._desk.name

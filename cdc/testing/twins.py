@@ -28,6 +28,7 @@ class MemoryTarget:
 
     in_place = False
     fingerprint = b"twin"
+    mark = b"own"
 
     def __init__(self, rows: dict[Key, bytes] | None = None) -> None:
         self.rows = rows or {}

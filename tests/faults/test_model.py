@@ -62,7 +62,7 @@ def test_a_truncation_while_the_model_is_away_does_not_hold_the_log_back(databas
         monkeypatch.setattr(SwitchedModel, "away", True)
         conn.execute("INSERT INTO notes VALUES (100, 'a', 'b')")
         assert engine.engine is not None
-        until(lambda: not engine.engine.gate.is_up)
+        until(lambda: not engine.gate.is_up)
         conn.execute("TRUNCATE notes")
         conn.execute("INSERT INTO notes SELECT i, 'after', 'x' FROM generate_series(1, 9) i")
         mark(conn)

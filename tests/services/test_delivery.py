@@ -39,7 +39,7 @@ class Bench:
         lock = threading.Lock()
         self.desk = Desk("twin", lock, DirtyKeys(Budget(1 << 20, 1 << 20)), SourceCount(), self.target.fingerprint)
         self.gate = ModelGate(model, 2, self.tally)
-        self.writer = Writer(self.desk, self.target, self.tally, lambda: None)
+        self.writer = Writer(self.desk, self.target, self.tally, None, lambda: None)
         self.delivery = Delivery(self.desk, self.target, self.gate, self.writer, self.tally, attempts)
         self.commit = Commit(100, xid=7)
 

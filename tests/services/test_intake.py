@@ -14,7 +14,8 @@ from cdc.ports import Route
 from cdc.prepare.text import source_hash
 from cdc.rows import UNCHANGED, Column, Table
 from cdc.services.desk import Desk
-from cdc.services.intake import Intake, Lane
+from cdc.services.intake import Intake
+from cdc.services.lanes import Lane
 from cdc.testing import walbytes
 from cdc.testing.twins import Tally
 from cdc.wire import messages as m

@@ -17,7 +17,7 @@ def test_one_row_under_three_spellings_of_its_key_is_embedded_once(database, cap
             assert engine.engine is not None
             while not engine.engine.fleet.pipelines[0].paused:
                 time.sleep(0.01)
-            engine.engine.gate.hold()  # nothing leaves memory until all three are there
+            engine.gate.hold()  # nothing leaves memory until all three are there
             conn.execute("UPDATE walvec.pipelines SET paused = false")
             while engine.engine.fleet.pipelines[0].paused:
                 time.sleep(0.01)
@@ -26,7 +26,7 @@ def test_one_row_under_three_spellings_of_its_key_is_embedded_once(database, cap
             while engine.engine.fleet.pipelines[0].desk.dirty.rows < 4:
                 time.sleep(0.01)
             assert engine._loop is not None
-            engine._loop.call_soon_threadsafe(engine.engine.gate.release)
+            engine._loop.call_soon_threadsafe(engine.gate.release)
             engine.sync()
             assert_in_step(conn, "parts", ["price"])
             assert engine.engine.fleet.members["public.parts"].tries == 0 and "failed" not in capsys.readouterr().out

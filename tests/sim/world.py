@@ -16,10 +16,11 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from cdc.app import EmbedderModel, make_engine, make_model
+from cdc.app import EmbedderModel, SingleModel, make_engine, make_model
 from cdc.config import Settings, load
 from cdc.postgres.sync import Sync
 from cdc.services.engine import Engine
+from cdc.services.gate import ModelGate
 from cdc.telemetry.metrics import Metrics
 from cdc.testing.consumer import environment
 
@@ -62,13 +63,20 @@ class EngineThread:
 
     async def _main(self) -> None:
         model = self._make(self.settings)
-        self.engine = make_engine(self.settings, model, self.metrics)
+        self.engine = make_engine(self.settings, SingleModel(self.settings, model), self.metrics)
         self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(self.engine.run())
         self._ready.set()
         try:
             await self._task
         finally:
             await model.close()
+
+    @property
+    def gate(self) -> ModelGate:
+        """The way to its one model."""
+        assert self.engine is not None
+        (gate,) = self.engine.gates.gates
+        return gate
 
     def stop(self) -> None:
         """Ask politely, as SIGTERM does."""

@@ -98,6 +98,24 @@ JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s
 ORDER BY a.attnum
 
+-- name: column
+-- A column that a pipeline writes: its type, the bare type, the type modifier (pgvector: the dimension), whether it is
+-- NOT NULL, generated, and the role's to update; the table's owner; the role. No type where there is no such column.
+SELECT COALESCE(pg_catalog.format_type(a.atttypid, a.atttypmod), ''), COALESCE(t.typname::text, ''),
+       COALESCE(a.atttypmod, -1), COALESCE(a.attnotnull, false), COALESCE(a.attgenerated <> '', false),
+       COALESCE(pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE'), false),
+       pg_catalog.pg_get_userbyid(c.relowner)::text, current_user::text
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attribute AS a
+       ON a.attrelid = c.oid AND a.attname = %(column)s AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+
+-- name: type_named
+-- The type that a text names, as SQL writes it; NULL where there is none.
+SELECT pg_catalog.format_type(pg_catalog.to_regtype(%(type)s)::oid, NULL)
+
 -- name: vector_extension
 SELECT n.nspname::text, t.oid::bigint, e.extversion
 FROM pg_catalog.pg_extension AS e

@@ -77,7 +77,8 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        (SELECT count(*) FROM {schema}.dead_letters AS d WHERE d.pipeline_id = p.id),
        pg_catalog.pg_current_wal_insert_lsn()::text,
        p.dimension IS NOT NULL
-       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL
+       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL,
+       p.kind, p.value_type, p.revision
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id
@@ -97,7 +98,8 @@ INSERT INTO {schema}.progress (pipeline_id, scan_reason, scan_phase) SELECT id, 
 RETURNING pipeline_id
 
 -- name: in_place
-SELECT target_column::text FROM {schema}.pipelines WHERE source_schema = %(schema)s AND source_table = %(table)s
+SELECT target_column::text FROM {schema}.pipelines
+WHERE source_schema = %(schema)s AND source_table = %(table)s AND kind = 'default'
 
 -- name: redefine
 UPDATE {schema}.pipelines

@@ -87,14 +87,14 @@ WITH fence AS MATERIALIZED (
 ), {bookkeeping}
 
 -- name: write_in_place
--- The vector goes into the source row itself, where its text is still the one that was embedded. The message is the
--- transaction's first change, so that the stream can tell our own updates from the user's.
+-- The vector or answer goes into the source row itself, where its text is still the one that it was made of. The
+-- message is the transaction's first change, so that the stream can tell this pipeline's updates from all others.
 WITH fence AS MATERIALIZED (
     SELECT 1 FROM {schema}.progress WHERE pipeline_id = %(pipeline)s AND epoch = %(epoch)s FOR NO KEY UPDATE
 ), mark AS MATERIALIZED (
-    SELECT pg_catalog.pg_logical_emit_message(true, 'walvec', 'own') FROM fence
+    SELECT pg_catalog.pg_logical_emit_message(true, 'walvec', 'own ' || %(pipeline)s) FROM fence
 ), stored AS (
-    UPDATE {source} AS s SET {column} = u.walvec_vector
+    UPDATE {source} AS s SET {column} = u.walvec_vector{cast}
     FROM mark, unnest({up_arrays}, {vectors}, %(hashes)s::bytea[], %(lsns)s::pg_lsn[])
          AS u ({keys}, walvec_vector, walvec_hash, walvec_lsn)
     CROSS JOIN LATERAL (SELECT r.walvec_hash AS now FROM {rows} AS r WHERE {r_is_u} OFFSET 0) AS r
