@@ -225,6 +225,9 @@ class Settings:
     completions: int = _setting(
         "8", values.integer(1, 1024), "Completions asked for at once, for each model.", group=_JOBS
     )
+    job_hosts: str = _setting(
+        "", values.text, "Hosts whose databases jobs may name, commas between.", group=_JOBS, shown="any",
+    )  # fmt: skip
     completion_timeout_s: float = _setting("120", values.number(0.1, 3600), "Seconds for one completion.", group=_JOBS)
     image_hosts: str = _setting(
         "", values.text,
