@@ -60,7 +60,7 @@ def _setting(
     return dataclasses.field(default=parse(default) if default else "", metadata=metadata)
 
 
-_PG, _MODEL, _FLOW, _HTTP = "PostgreSQL", "Model", "Batches and memory", "Serving and logs"
+_PG, _MODEL, _FLOW, _HTTP, _INDEX = "PostgreSQL", "Model", "Batches and memory", "Serving and logs", "External indexes"
 _JOBS = "Jobs"
 
 
@@ -198,6 +198,22 @@ class Settings:
         "Keys held in memory; past it they go to the durable queue table.",
         group=_FLOW,
     )
+    index_dir: str = _setting(
+        "walvec-index", values.text, "Folder of the indexes that external index jobs keep; made, for its user alone.",
+        group=_INDEX,
+    )  # fmt: skip
+    index_threads: int = _setting(
+        "0", values.integer(0, 1024), "Threads that build an external index; 0: one a core. Two can be slower than one "
+        "on a shared host.", group=_INDEX,
+    )  # fmt: skip
+    index_memory: int = _setting(
+        "0", values.size_or_zero, "Most memory for one external index.", group=_INDEX,
+        shown="80 % of what is available when it is built",
+    )  # fmt: skip
+    index_rebuild_percent: int = _setting(
+        "25", values.integer(1, 100), "Share of replaced and deleted elements at which an external index is built "
+        "afresh; 100: never.", group=_INDEX,
+    )  # fmt: skip
     http: str = _setting(
         "127.0.0.1:9464", values.http, "Address of metrics, health, status page and search, or off.", group=_HTTP
     )

@@ -57,6 +57,11 @@ def size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
+def size_or_zero(text: str) -> int:
+    """Parse a size in bytes, or 0 for none."""
+    return 0 if text == "0" else size(text)
+
+
 def identifier(text: str) -> str:
     """Parse any name that PostgreSQL can hold."""
     if "\0" in text or not 1 <= len(text.encode()) <= 63:
