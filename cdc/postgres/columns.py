@@ -21,8 +21,9 @@ LOCK_TIMEOUT = "2s"
 """How long adding a column waits for its lock: whoever comes to the table meanwhile waits behind it."""
 
 _TEXT_OID = 25
-_SIMPLE_TYPE = re.compile(r"[a-z_][a-z0-9_ ]*(\(\d+(, ?\d+)?\))?[a-z ]*(\[\])*", re.IGNORECASE)
-"""A type that can stand in SQL as it was written: words, a size, brackets. Any other is taken from the catalogue."""
+_SIZED_TYPE = re.compile(r"[a-z_][a-z0-9_ ]*\(\d+(, ?\d+)?\)[a-z ]*(\[\])*", re.IGNORECASE)
+"""A type that stands in SQL as it was written, for its size: words, numbers, brackets. Others are named as the server
+does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ async def _type_named(connection: Connection, table: Table, written: str) -> str
         row = None
     if row is None or row[0] is None:
         raise PipelineFault(f"There is no type {written!r} for the answers that {table} is to keep.")
-    return written if _SIMPLE_TYPE.fullmatch(written) else str(row[0])
+    return written if _SIZED_TYPE.fullmatch(written) else str(row[0])
 
 
 def _quoted(table: Table) -> str:

@@ -65,7 +65,7 @@ class PostgresRegistry:
             fault = exc
         parts = (
             table and (table.shape(row.shape_columns if row else None), table.streamed_as),
-            row and (row.column, row.text_columns if row.is_job else (), row.revision),
+            (row.column, row.text_columns if row.is_job else (), row.revision) if row else (None, (), 0),
             str(fault or ""),
         )
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()

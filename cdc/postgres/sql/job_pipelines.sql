@@ -24,7 +24,8 @@ ORDER BY a.attnum
 -- changes carry whole rows, which a list does not go with. Before PostgreSQL 15 there are no lists.
 SELECT m.attributes IS NOT NULL,
        (SELECT array_agg(a.attname::text) FROM pg_attribute AS a
-        WHERE a.attrelid = c.oid AND a.attnum::text = ANY (string_to_array(m.attributes ->> 'prattrs', ' '))),
+        WHERE a.attrelid = c.oid AND jsonb_typeof(m.attributes -> 'prattrs') = 'array'
+          AND m.attributes -> 'prattrs' @> to_jsonb(a.attnum)),
        c.relreplident = 'f'
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN LATERAL (SELECT to_jsonb(r) AS attributes
