@@ -110,14 +110,17 @@ class ImageReader:
             raise TextRefused(
                 f"The image file cannot be opened ({error.strerror}); links are not followed.", reason="image_missing"
             ) from None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise TextRefused("The path names no file.", reason="image_missing")
             if status.st_size > self._rules.most_bytes:
                 raise self._too_large()
-            content = file.read(self._rules.most_bytes + 1)
-        if len(content) > self._rules.most_bytes:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(self._rules.most_bytes + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > self._rules.most_bytes:  # it grew meanwhile
             raise self._too_large()
         return content
 
@@ -161,7 +164,7 @@ class ImageReader:
                 keepalive_expiry=5.0,
                 network_backend=GuardedBackend(self._rules.allowed),
             )
-        headers = {
+        headers: dict[bytes | str, bytes | str] = {
             "Host": urlsplit(url).netloc,
             "User-Agent": "walvec",
             "Accept": "image/*",

@@ -64,4 +64,4 @@ ORDER = (ModelMisconfigured, ModelUnavailable, ModelFailed, RequestTooLarge, Tex
 
 def worst(failures: Iterable[EmbedError]) -> EmbedError:
     """Return the failure to raise for a request of which several rows failed."""
-    return min(failures, key=lambda failure: next(i for i, kind in enumerate(ORDER) if isinstance(failure, kind)))
+    return min(failures, key=lambda failure: [isinstance(failure, kind) for kind in ORDER].index(True))

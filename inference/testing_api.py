@@ -1,7 +1,8 @@
 """An embedding API over HTTP for tests: real sockets on this machine, a digest for a model, faults on demand.
 
-It answers ``/v1/embeddings`` as the OpenAI API does (and TEI, vLLM, Ollama), Azure's deployment paths, and Cohere's
-``/v2/embed``. It is written on bare streams, for a fault is often a reply that no proper server would send.
+It answers ``/v1/embeddings`` and ``/v1/chat/completions`` as the OpenAI API does (and TEI, vLLM, Ollama), Azure's
+deployment paths, and Cohere's ``/v2/embed``. It is written on bare streams, for a fault is often a reply that no proper
+server would send.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Request:
         found: list[str] = self.body.get("input") or self.body.get("texts") or []
         return found
 
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        """The messages of a chat request, each its role and its text."""
+        return [(message["role"], message["content"]) for message in self.body.get("messages") or []]
+
 
 @dataclass
 class FakeApi:
@@ -74,7 +80,12 @@ class FakeApi:
     """One entry is taken by each embedding request; None stands for the ordinary reply."""
     always: Answer | None = None
     """What every embedding request gets while it is set."""
+    answers: Callable[[str], str | Answer] = lambda text: f"about {text}"
+    """What the model says to a text, or what is sent in place of an answer."""
     delay_s: float = 0.0
+    running: int = 0
+    most_running: int = 0
+    """Requests that were answered side by side at most."""
     requests: list[Request] = field(default_factory=list)
     port: int = 0
     connections: int = 0
@@ -116,7 +127,12 @@ class FakeApi:
                     break
                 self.requests.append(request)
                 answer = self._answer(request)
-                await asyncio.sleep(3600 if answer.hang else self.delay_s)
+                self.running += 1
+                self.most_running = max(self.most_running, self.running)
+                try:
+                    await asyncio.sleep(3600 if answer.hang else self.delay_s)
+                finally:
+                    self.running -= 1
                 if answer.hang_up or not await _write(writer, answer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -139,9 +155,27 @@ class FakeApi:
             return _complain(401, f"Incorrect API key provided: {given}")
         if path.endswith("/embeddings"):
             return self._refusal(request) or Answer(200, self.bend(self._openai(request)))
+        if path.endswith("/chat/completions"):
+            return self._chat(request)
         if path.endswith("/v2/embed"):
             return self._refusal(request) or Answer(200, self.bend(self._cohere(request)))
         return _complain(404, f"no such path: {path}")
+
+    def _chat(self, request: Request) -> Answer:
+        text = request.said[-1][1]
+        if 0 < self.max_characters < len(text):
+            words = (
+                f"maximum context length is {self.max_characters} tokens. However, you requested {len(text)} tokens."
+            )
+            return _complain(400, words)
+        if self.refuses(text):
+            return _complain(400, "'$.messages' is invalid.")
+        answer = self.answers(text)
+        if isinstance(answer, Answer):
+            return answer
+        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": len(text), "completion_tokens": len(answer), "total_tokens": len(text) + len(answer)}
+        return Answer(200, self.bend({"object": "chat.completion", "choices": [choice], "usage": usage}))
 
     def _refusal(self, request: Request) -> Answer | None:
         texts, most = request.texts, self.max_characters

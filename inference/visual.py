@@ -93,9 +93,12 @@ class ImageEmbedder:
             for text, vector in found.items():
                 self._kept.keep(text, vector)
             raise worst(failures)
-        kept = {text: vector for text in texts if (vector := self._kept.get(text)) is not None}
+        for text in texts:
+            kept = self._kept.get(text)
+            if kept is not None:
+                found[text] = kept
         self._kept.drop(texts)
-        return np.stack([found[text] if text in found else kept[text] for text in texts])
+        return np.stack([found[text] for text in texts])
 
     async def close(self) -> None:
         """Let go of connections."""

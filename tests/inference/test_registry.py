@@ -30,7 +30,7 @@ def test_unknown_runtime_names_what_there_is():
 
 
 def test_unknown_model_of_ort_names_what_there_is():
-    with pytest.raises(ModelMisconfigured, match="'bge-m3', only all-minilm-l6-v2"):
+    with pytest.raises(ModelMisconfigured, match="'bge-m3' to run in this process, only all-minilm-l6-v2"):
         make_embedder("ort", "bge-m3")
 
 
