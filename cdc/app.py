@@ -252,7 +252,7 @@ class EngineFace:
             what = searchable(conn, self._settings.schema, pipeline)
             if vector is None:
                 asked = asyncio.run_coroutine_threadsafe(self._model.embed([query or ""], query=True), self._loop)
-                vector = _first(asked.result)
+                vector = first_vector(asked.result)
             return nearest(conn, what, vector, k, filter)
 
     def sync(self, timeout_s: float) -> bool:
@@ -260,7 +260,7 @@ class EngineFace:
         return Sync(self._settings, lambda _: None).wait(timeout_s)
 
 
-def _first(ask: Callable[[], Vectors]) -> list[float]:
+def first_vector(ask: Callable[[], Vectors]) -> list[float]:
     """Return the one vector that ``ask`` gives, its failure in this package's words."""
     try:
         return [float(x) for x in ask()[0]]
@@ -293,7 +293,14 @@ def run(settings: Settings, serve: Serve | None = None) -> int:
         ConfigError: a setting, the server or the role will not do (exit status 2).
         NeedsPerson: something a person must decide (exit status 3).
     """
-    secrets = [
+    logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
+    asyncio.run(_run(settings, serve))
+    return 0
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return what no log line may show."""
+    found = [
         settings.http_token,
         settings.openai_key,
         settings.triton_token,
@@ -301,9 +308,7 @@ def run(settings: Settings, serve: Serve | None = None) -> int:
         settings.cohere_key,
         str(parse_dsn(settings.database_url).get("password", "")),
     ]
-    logs.configure(settings.log_level, settings.log_format, secrets=[secret for secret in secrets if secret])
-    asyncio.run(_run(settings, serve))
-    return 0
+    return [secret for secret in found if secret]
 
 
 def calm_collector() -> None:
@@ -360,7 +365,7 @@ def search(settings: Settings, pipeline: str, text: str, k: int) -> list[dict[st
                 f"{pipeline} was embedded with {what.model}, and WALVEC_MODEL is {settings.model}.",
                 f"Set WALVEC_MODEL={what.model}.",
             )
-        return nearest(conn, what, _first(lambda: asyncio.run(embed())), k)
+        return nearest(conn, what, first_vector(lambda: asyncio.run(embed())), k)
 
 
 def deep_verify(settings: Settings, sample: Sample, tolerance: float = 1e-3) -> int:

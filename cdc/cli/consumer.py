@@ -43,7 +43,7 @@ def run(settings: Settings) -> None:
     """
     from cdc import app
 
-    raise typer.Exit(app.run(settings, _serve(settings)))
+    raise typer.Exit(app.run(settings, serve_http(settings)))
 
 
 def sync(
@@ -156,7 +156,7 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(measure.main(context.args))
 
 
-def _serve(settings: Settings) -> Callable[[EngineView, Metrics], Callable[[], None]] | None:
+def serve_http(settings: Settings) -> Callable[[EngineView, Metrics], Callable[[], None]] | None:
     """Return what starts the HTTP server; None where it is off."""
     from cdc.api.server import HttpServer
 

@@ -92,6 +92,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "1 for the state the pipeline is in, 0 for the others.",
         ("pipeline", "state"),
     ),
+    Metric("walvec_jobs", "gauge", "Rows of the tables of jobs, by kind and state.", ("kind", "state")),
     Metric("walvec_slot_active", "gauge", "1 while this process streams from the replication slot.", ()),
     Metric(
         "walvec_slot_state", "gauge", "1 for the state the consumer is in with its slot, 0 for the others.", ("state",)

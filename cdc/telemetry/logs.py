@@ -63,6 +63,8 @@ def configure(
     on_console = format == "console" or (format == "auto" and out.isatty())
     threshold = LEVELS[level.lower()]
     lines = _Lines(out)
+    global _redactor
+    _redactor = Redactor(secrets)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -70,7 +72,7 @@ def configure(
             RepeatLimit(repeat_after_s),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _Redaction(Redactor(secrets), printable=on_console),
+            _Redaction(_redactor, printable=on_console),
             _console(out) if on_console else structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -78,6 +80,19 @@ def configure(
         cache_logger_on_first_use=False,  # module-level loggers must follow a second call
     )
     _bridge(threshold)
+
+
+_redactor = Redactor()
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Never show these values, too, from now on: secrets that are learnt of while the process runs."""
+    _redactor.hide(secrets)
+
+
+def clean(text: str) -> str:
+    """Return ``text`` as a log line may show it: for sentences that are written elsewhere."""
+    return _redactor.text(text)
 
 
 class RepeatLimit:

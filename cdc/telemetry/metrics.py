@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest as text_format
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_format
 
 import cdc
+from cdc.jobs import JobKind, JobState
 from cdc.status import EngineStatus, PipelineState, PipelineStatus, SlotState
 from cdc.telemetry.catalogue import BY_NAME, CATALOGUE, OPS, OUTCOMES, REASONS, SECONDS_TO_VISIBLE, Metric
 from cdc.telemetry.histogram import Histogram
@@ -82,6 +83,7 @@ class Metrics:
         self._retired: set[str] = set()
         self._slots_lost = 0
         self._status: EngineStatus | None = None
+        self._jobs: Mapping[tuple[str, str], int] | None = None
         self._published_at = 0.0
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -163,6 +165,11 @@ class Metrics:
                 self._counts[name] = _Counts()
             self._status, self._published_at = status, self._clock()
 
+    def jobs(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Take over how many jobs there are, by (kind, state); only a daemon has any."""
+        with self._lock:
+            self._jobs = dict(counts)
+
     # What is read.
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
@@ -195,9 +202,15 @@ class Metrics:
             for name, rows in counts.samples().items():
                 samples[name] += [({"pipeline": pipeline, **labels}, value) for labels, value in rows]
         with self._lock:
-            status, published_at, lost = self._status, self._published_at, self._slots_lost
+            status, published_at, lost, jobs = self._status, self._published_at, self._slots_lost, self._jobs
         samples["walvec_slot_lost_total"].append(({}, float(lost)))
         samples["walvec_build_info"].append((_build(), 1.0))
+        if jobs is not None:
+            samples["walvec_jobs"] += [
+                ({"kind": kind.value, "state": state.value}, float(jobs.get((kind.value, state.value), 0)))
+                for kind in JobKind
+                for state in JobState
+            ]
         if status is not None:
             samples["walvec_status_age_seconds"].append(({}, max(0.0, self._clock() - published_at)))
             _slot_samples(status, samples)

@@ -42,9 +42,17 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for s in secrets for form in (s, quote(s, safe=""), quote(s)) if len(s) >= 4}
-        ordered = sorted(forms, key=len, reverse=True)  # a secret that contains another goes first
-        self._known = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._forms: frozenset[str] = frozenset()
+        self._known: re.Pattern[str] | None = None
+        self.hide(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Replace these values, too, from now on."""
+        new = {form for s in secrets for form in (s, quote(s, safe=""), quote(s)) if len(s) >= 4}
+        if not new <= self._forms:
+            self._forms = self._forms | new
+            ordered = sorted(self._forms, key=len, reverse=True)  # a secret that contains another goes first
+            self._known = re.compile("|".join(map(re.escape, ordered)))
 
     def text(self, text: str) -> str:
         """Return ``text`` without secrets and without the fields in which PostgreSQL quotes rows."""

@@ -1,0 +1,121 @@
+"""Pipelines of jobs in target databases, for callers in an event loop: every call runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from cdc.errors import ConfigError
+from cdc.jobs import EmbeddingSpec, Job
+from cdc.postgres.connect import classify, connect_sync
+from cdc.postgres.job_pipelines import (
+    JobPipeline,
+    detach_job_pipeline,
+    ensure_job_pipeline,
+    job_pipelines,
+    release_jobs,
+)
+from cdc.postgres.queries import bound
+from cdc.postgres.setup import SetupSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresTargets:
+    """Implements :class:`cdc.ports.books.Targets`. ``settings`` gives those of the target database at a URL."""
+
+    settings: Callable[[str], SetupSettings]
+
+    async def identity(self, url: str) -> str:
+        """Return what tells the database at ``url`` from every other."""
+
+        def look(connection: psycopg.Connection[TupleRow]) -> str:
+            row = connection.execute(bound("jobs", "identity")).fetchone()
+            assert row is not None
+            return f"{row[0]}/{row[1]}"
+
+        return await self._with(url, look)
+
+    async def check(self, job: Job) -> None:
+        """Check what the job's own role may do."""
+        await self._with(job.url, lambda connection: _check_rights(connection, job))
+
+    async def ensure(self, url: str, job: Job) -> None:
+        """Make or adapt the job's pipeline."""
+        spec = job.spec
+        assert isinstance(spec, EmbeddingSpec)
+        wanted = JobPipeline(
+            name=job.pipeline,
+            kind=job.kind.value,
+            job=str(job.id),
+            source=job.table,
+            text_columns=(spec.source_column,),
+            target_column=spec.target_column,
+            runtime=spec.runtime,
+            value_type=spec.column_type,
+        )
+        await self._with(url, lambda connection: ensure_job_pipeline(connection, self.settings(url), wanted))
+
+    async def detach(self, url: str, pipeline: str, job: str) -> None:
+        """Detach a pipeline of this daemon's slot, unless it belongs to another job by now."""
+
+        def leave(connection: psycopg.Connection[TupleRow]) -> None:
+            settings = self.settings(url)
+            holder, attached = job_pipelines(connection, settings).get(pipeline, ("", False))
+            if attached and holder == job:
+                detach_job_pipeline(connection, settings, pipeline)
+
+        await self._with(url, leave)
+
+    async def attached(self, url: str) -> Mapping[str, str]:
+        """Return the attached pipelines of this daemon's slot, each with its job."""
+        found = await self._with(url, lambda connection: job_pipelines(connection, self.settings(url)))
+        return {name: job for name, (job, attached) in found.items() if attached}
+
+    async def release(self, url: str) -> None:
+        """Drop the slot and the publication."""
+        await self._with(url, lambda connection: release_jobs(connection, self.settings(url)))
+
+    async def _with(self, url: str, work: Callable[[psycopg.Connection[TupleRow]], T]) -> T:
+        def run() -> T:
+            with connect_sync(self.settings(url), "jobs") as connection:
+                try:
+                    return work(connection)
+                except psycopg.Error as exc:
+                    raise classify(exc) from exc
+
+        return await asyncio.to_thread(run)
+
+
+def _check_rights(connection: psycopg.Connection[TupleRow], job: Job) -> None:
+    """Refuse a job whose own role may not read its source or write its destination. What is missing is said later.
+
+    Jobs of one database share a consumer, and so its role: a job must not reach through it what it may not by itself.
+    """
+    spec = job.spec
+    assert isinstance(spec, EmbeddingSpec)
+    params = {
+        **{"schema": job.table.schema, "table": job.table.name},
+        **{"source": spec.source_column, "target": spec.target_column},
+    }
+    row = connection.execute(bound("jobs", "rights"), params).fetchone()
+    if row is None:
+        return
+    role, reads, writes = row
+    names = {"table": sql.Identifier(job.table.schema, job.table.name), "role": sql.Identifier(role)}
+    if reads is False:
+        remedy = sql.SQL("GRANT SELECT ON {table} TO {role};").format(**names)
+        raise ConfigError(f'The role "{role}" may not read {job.table}.', remedy.as_string(connection))
+    if writes is False:
+        column = sql.Identifier(spec.target_column)
+        remedy = sql.SQL("GRANT UPDATE ({column}) ON {table} TO {role};").format(**names, column=column)
+        raise ConfigError(
+            f'The role "{role}" may not write column {spec.target_column} of {job.table}.', remedy.as_string(connection)
+        )
