@@ -1,0 +1,384 @@
+"""External index jobs: each builds an index of a vector column, keeps it in step with the table, and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import structlog
+
+from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline, WalvecError
+from cdc.jobs import IndexSpec, Job, JobId
+from cdc.ports.indexes import Floats, Indexes, IndexSource, Observed
+from cdc.ports.jobs import JobReport
+from cdc.services.index_build import Ended, Served, build, folder_of, reopen
+from cdc.services.index_files import IndexRefused
+from cdc.services.tasks import end
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_LOOK_S: Final = 0.25
+_AGAIN_S: Final = 5.0
+_ALL: Final = 99  # per cent; the last is for "finished"
+_HALF: Final = 50  # of a job that builds an index in the database, too
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTuning:
+    """How indexes are kept.
+
+    ``rebuild_share``: the share of deleted elements at which an index is made fresh. ``journal_bytes``: the least size
+    of a journal at which the index is saved; a large index waits until its journal is a quarter of its size.
+    ``check_s``: seconds between looks at the table's definition. ``idle_s``: as of the follower.
+    """
+
+    rebuild_share: float = 0.25
+    journal_bytes: int = 32 << 20
+    check_s: float = 5.0
+    idle_s: float = 5.0
+
+
+class _StartOver(Exception):
+    """What there is cannot be kept current any more; the message says why."""
+
+
+class IndexRunner:
+    """Implements :class:`cdc.ports.jobs.JobRunner` for external index jobs, and answers searches in their indexes.
+
+    Args:
+        root: Where indexes are saved.
+        indexes: Makes them.
+        source: Returns the table of a job.
+        tuning: How they are kept.
+    """
+
+    def __init__(
+        self, root: Path, indexes: Indexes, source: Callable[[Job, IndexSpec], IndexSource], tuning: IndexTuning
+    ) -> None:
+        self._root = root
+        self._indexes = indexes
+        self._source = source
+        self._tuning = tuning
+        self._served: dict[JobId, Served] = {}
+        self._building = asyncio.Semaphore(1)  # a build uses all cores, and memory that the next must see gone
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Return the names under which indexes can be searched."""
+        return sorted(served.job.pipeline for served in list(self._served.values()))
+
+    def applied_lsn(self, job: JobId) -> int:
+        """Return the position up to which all commits can be found in a job's index, 0 where there is none."""
+        served = self._served.get(job)
+        return served.follower.applied if served is not None else 0
+
+    def search(
+        self, name: str, vector: Sequence[float] | Floats, k: int, ef: int | None = None
+    ) -> list[dict[str, object]]:
+        """Return up to ``k`` rows nearest to ``vector``, nearest first. Any thread; takes milliseconds.
+
+        Args:
+            name: ``schema.table.column``, the name of the job's index, or the job (``schema.jobs_table/7``).
+            vector: The numbers that the column's type would hold: bits for ``bit``, integers for ``integer[]``.
+            k: How many.
+            ef: Candidates to look at; None: what the job says.
+
+        Returns:
+            ``{"key": {column: value}, "distance": float, "content": None}`` for each; the distance is the operator's.
+
+        Raises:
+            UnknownPipeline: no index that is built goes by this name.
+            ConfigError: several do, or the vector does not fit.
+        """
+        served = self._find(name)
+        numbers = np.asarray(vector, np.float32)
+        if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+            raise ConfigError("A search needs a vector of finite numbers.")
+        wanted = served.index.dimension
+        asked = served.form.from_numbers(numbers)
+        if wanted is not None and len(asked) != wanted:
+            raise ConfigError(
+                f"{name} holds vectors of {served.form.elements(wanted)} dimensions; the one given has {len(numbers)}."
+            )
+        if not served.form.usable(asked[None, :])[0]:
+            raise ConfigError("A vector of zeros has no direction, so nothing is near it by cosine distance.")
+        found = served.index.search(asked, k, ef or served.spec.ef)
+        codec = served.index.codec
+        return [{"key": codec.to_object(key), "distance": distance, "content": None} for key, distance in found]
+
+    def _find(self, name: str) -> Served:
+        found = [served for served in list(self._served.values()) if name in _names(served)]
+        if not found:
+            known = ", ".join(self.names()) or "none yet"
+            raise UnknownPipeline(f'There is no index "{name}" that is built.', f"Indexes: {known}.")
+        if len(found) > 1:
+            jobs = ", ".join(str(served.job.id) for served in found)
+            raise ConfigError(f'Several indexes are of "{name}".', f"Name the job: {jobs}.")
+        return found[0]
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    async def run(self, job: Job, report: JobReport) -> None:
+        """Build the job's index, or open it as it was saved, and keep it in step until cancelled.
+
+        While the database is away the index stays, and answers as it was.
+        """
+        spec = job.spec
+        assert isinstance(spec, IndexSpec)
+        source = self._source(job, spec)
+        await report.started()
+        over = -_AGAIN_S
+        try:
+            while True:
+                try:
+                    await self._keep(job, spec, source, report)
+                except (_StartOver, SlotLost, PublicationMissing) as exc:
+                    log.warning("external_index_restarted", job=str(job.id), message=str(exc))
+                    if time.monotonic() - over < _AGAIN_S:
+                        await asyncio.sleep(_AGAIN_S)  # it happens again and again: not as fast as it can
+                    over = time.monotonic()
+                    await self._build(job, spec, source, report)
+        except Unavailable:
+            raise  # it stays, and answers as it is
+        except BaseException:
+            await self._forget(job.id)
+            raise
+
+    async def discard(self, job: Job) -> None:
+        """Remove a job's slot, publication and files."""
+        assert isinstance(job.spec, IndexSpec)
+        await self._forget(job.id)
+        source = self._source(job, job.spec)
+        await self._in_thread(source.discard, source)
+        await asyncio.to_thread(folder_of(self._root, job).remove)
+
+    async def _forget(self, id: JobId) -> None:
+        served = self._served.pop(id, None)
+        if served is not None:
+            await _whole(asyncio.to_thread(served.close))
+
+    async def _keep(self, job: Job, spec: IndexSpec, source: IndexSource, report: JobReport) -> None:
+        """Follow the table from what there is; build that first, if it must be."""
+        observed = await self._in_thread(source.observe, source)
+        served = self._served.get(job.id)
+        if served is not None and (served.spec != spec or served.job.table != job.table or served.follower.failure):
+            await self._forget(job.id)
+            served = None
+        if served is None or served.is_closed:
+            served = await self._reopen(job, spec, source, observed) or await self._build(job, spec, source, report)
+        else:
+            _check(served, observed)
+        tasks = [
+            asyncio.create_task(self._follow(served, source)),
+            asyncio.create_task(self._finish(served, source, report)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            await end(tasks)
+
+    async def _reopen(self, job: Job, spec: IndexSpec, source: IndexSource, observed: Observed) -> Served | None:
+        folder = folder_of(self._root, job)
+        try:
+            served = await self._in_thread(
+                lambda: reopen(job, spec, observed, folder, self._indexes, self._tuning.idle_s), source
+            )
+        except IndexRefused as exc:
+            log.warning("external_index_refused", job=str(job.id), message=str(exc))
+            return None
+        if served is not None:
+            self._served[job.id] = served
+        return served
+
+    async def _build(self, job: Job, spec: IndexSpec, source: IndexSource, report: JobReport) -> Served:
+        """Build anew. An index that is there answers until the new one takes its place, but follows no more."""
+        old = self._served.get(job.id)
+        if old is not None:
+            await _whole(asyncio.to_thread(old.close))
+        done, stop = [0.0], threading.Event()
+        folder = folder_of(self._root, job)
+        most = _HALF if spec.name else _ALL
+
+        def work() -> Served:
+            return build(
+                job,
+                spec,
+                source,
+                folder,
+                self._indexes,
+                self._tuning.idle_s,
+                lambda share: done.__setitem__(0, share),
+                stop,
+            )
+
+        async with self._building:
+            telling = asyncio.create_task(_tell(report, lambda: int(done[0] * most)))
+            try:
+                served = await self._in_thread(work, source, stop)
+            finally:
+                await end([telling])
+        self._served[job.id] = served
+        return served
+
+    async def _finish(self, served: Served, source: IndexSource, report: JobReport) -> None:
+        """Build the index in the database too, where one is asked for; then the job is done for the first time."""
+        if served.spec.name:
+
+            async def progress(percent: int) -> None:
+                await report.progress(_HALF + percent * (_ALL - _HALF) // 100)
+
+            said = await source.build(served.indexed, progress)
+            log.info("external_index_in_database", job=str(served.job.id), message=said)
+        await report.finished()
+
+    # -- following --------------------------------------------------------------------------------------------------
+
+    async def _follow(self, served: Served, source: IndexSource) -> None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        follower = served.follower
+        follower.connected()
+        wake = _from_thread(loop, ended.set)
+        follower.failed = wake
+        stream = await source.stream(follower, wake)
+        refreshing: asyncio.Task[None] | None = None
+        try:
+            if (stream.system, stream.timeline) != (served.manifest.system, served.manifest.timeline):
+                raise _StartOver("The server was failed over or restored.")
+            follower.wake = stream.acknowledge
+            stream.begin()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), self._tuning.check_s)
+                ended.clear()
+                failure = stream.failure or follower.failure
+                if failure is not None:
+                    raise failure
+                if follower.gap:
+                    raise _StartOver(f"Changes were missed: {follower.gap}.")
+                _check(served, await self._in_thread(source.observe, source))
+                refreshing = self._tend(served, refreshing)
+        finally:
+            follower.wake = lambda: None
+            if refreshing is not None:
+                await end([refreshing])
+            await stream.close(drain=True)
+
+    def _tend(self, served: Served, refreshing: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
+        """Save the index when its journal has grown, and have it made fresh when it has decayed."""
+        size = served.index.count * 4 * (served.index.dimension or 0)
+        if served.journal.bytes > max(self._tuning.journal_bytes, size // 4):
+            served.follower.checkpoint()
+        if refreshing is not None and not refreshing.done():
+            return refreshing
+        if not served.index.decayed(self._tuning.rebuild_share):
+            return None
+        return asyncio.create_task(self._refresh(served))
+
+    async def _refresh(self, served: Served) -> None:
+        stop = threading.Event()
+
+        def work() -> bool:
+            rows = served.index.count
+            self._indexes.check_room(served.spec, served.index.dimension or 1, rows)
+            return served.index.rebuild(stop.is_set)
+
+        try:
+            async with self._building:
+                if await self._in_thread(work, None, stop):
+                    log.info("external_index_refreshed", job=str(served.job.id), rows=served.index.count)
+                    served.follower.checkpoint()
+        except ConfigError as exc:
+            log.warning("external_index_not_refreshed", job=str(served.job.id), message=str(exc))
+
+    async def _in_thread(
+        self, work: Callable[[], T], source: IndexSource | None, stop: threading.Event | None = None
+    ) -> T:
+        """Run ``work`` in a thread; when cancelled, end it and wait for its end before going on."""
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.set()
+            while not task.done():
+                if source is not None:
+                    await _whole(asyncio.to_thread(source.interrupt))
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task], timeout=1.0)
+            if not task.cancelled():
+                task.exception()
+            raise
+        except Ended:
+            raise Unavailable("The build was ended.") from None
+
+
+def _check(served: Served, observed: Observed) -> None:
+    """Make sure that the stream tells all there is.
+
+    Raises:
+        _StartOver: it does not.
+    """
+    indexed, told = observed.indexed, served.follower.truncates
+    if indexed.identity != served.indexed.identity:
+        raise _StartOver("The table's definition changed.")
+    if observed.publication != served.manifest.publication:
+        raise _StartOver("The publication of the index was changed or dropped.")
+    if not observed.slot.exists or observed.slot.lost:
+        raise _StartOver("The replication slot of the index was dropped or invalidated.")
+    if indexed.storage == served.storage:
+        served.truncates, served.suspected = told, ""
+    elif not indexed.partitioned and told != served.truncates:  # a TRUNCATE, which the stream has told of
+        served.truncates, served.suspected, served.storage = told, "", indexed.storage
+        served.follower.checkpoint()
+    elif indexed.partitioned or served.suspected == indexed.storage:
+        raise _StartOver("The table was rewritten, or its partitions changed.")
+    else:  # perhaps a TRUNCATE that the stream has yet to tell of: the next look says
+        served.suspected = indexed.storage
+
+
+async def _whole(work: Any) -> None:
+    """Await ``work`` to its end, however often we are cancelled meanwhile; then be cancelled."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    with contextlib.suppress(WalvecError):
+        task.result()
+
+
+async def _tell(report: JobReport, percent: Callable[[], int]) -> None:
+    """Report progress until cancelled."""
+    last = 0
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if (now := percent()) > last:
+            last = now
+            await report.progress(now)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Callable[[], None]:
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(call)
+
+    return wake
+
+
+def _names(served: Served) -> set[str]:
+    job = served.job
+    return {job.pipeline, str(job.id), served.spec.name, f"{job.place}/{job.pipeline}"} - {""}

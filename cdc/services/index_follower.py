@@ -1,0 +1,343 @@
+"""The stream of one index: frames become changes, durable in the journal and searchable in the index.
+
+Three threads take part, so that none waits for another: the stream's decodes, writes to the journal (without waiting
+for the disk) and hands over; one applies to the index; one makes the journal durable in groups, after which WAL may be
+acknowledged. A search therefore sees a change within milliseconds, and the slot never holds WAL back for a save.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import structlog
+
+from cdc.errors import DecodeError, PipelineFault, Unavailable, WalvecError
+from cdc.flow.vectorformat import VectorFormat
+from cdc.ports.indexes import Indexed
+from cdc.rows import UNCHANGED, Cell
+from cdc.services.index_journal import Change, Journal
+from cdc.services.keyed_index import KeyedIndex
+from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame
+from cdc.wire.messages import RelationMessage, Truncate
+from cdc.wire.pgoutput import decode
+from cdc.wire.relations import Relation
+from cdc.wire.tuples import ROUTE_KEY, RowDecoder, route_keys
+
+log = structlog.get_logger()
+
+_BEGIN, _COMMIT, _DELETE = b"B", b"C", b"D"
+_BEGIN_BODY = Struct(">QqI").unpack_from
+_COMMIT_BODY = Struct(">xQQq").unpack_from
+
+MOST_WAITING: Final = 20_000
+"""Changes handed over and not yet applied, beyond which reading pauses."""
+
+GROUP: Final = 2048
+"""Most changes applied at once."""
+
+IDLE_S: Final = 5.0
+"""Seconds between the positions that are noted while nothing of ours happens, so that the slot holds no WAL for us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A place in the changes: the journal's segment that begins here, and the position below which all commits are in."""
+
+    segment: int
+    lsn: int
+
+
+class IndexFollower:
+    """Implements :class:`cdc.ports.indexes.StreamListener` for one index.
+
+    Args:
+        indexed: The column, as it was when the index was made.
+        column: Its name.
+        form: How its vectors are sent.
+        index: What is kept current.
+        journal: Open.
+        lsn: All commits below are in the index or in the journal.
+        save: Called by the applying thread at a checkpoint that was asked for.
+        idle_s: Seconds between noted positions.
+    """
+
+    def __init__(
+        self,
+        indexed: Indexed,
+        column: str,
+        form: VectorFormat,
+        index: KeyedIndex,
+        journal: Journal,
+        lsn: int,
+        save: Callable[[Checkpoint], None],
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self.truncates = 0
+        self.failure: WalvecError | None = None
+        self.gap = ""
+        self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
+        self.failed: Callable[[], None] = lambda: None
+        self._indexed = indexed
+        self._column = column
+        self._format = form
+        self._index = index
+        self._journal = journal
+        self._save = save
+        self._idle_s = idle_s
+        self._noted_at = time.monotonic()
+        self._lock = threading.Lock()  # of what is handed over, and of appending to the journal
+        self._handed = threading.Condition(self._lock)
+        self._queue: deque[tuple[int, list[Change]] | Checkpoint] = deque()
+        self._waiting = 0
+        self._written = self._durable = self._received = self._applied = lsn
+        self._applied_now = threading.Condition()
+        self._syncing = threading.Condition()
+        self._stopping = False
+        self._reset()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(turn,), name=f"walvec index {turn.__name__}", daemon=True)
+            for turn in (self._apply, self._sync)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _reset(self) -> None:
+        self._relations: dict[int, Relation] = {}
+        self._decoders: dict[bytes, tuple[bytes, RowDecoder]] = {}
+        self._skip = self._open = False
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """Begin anew with a new connection: what was not acknowledged will be sent again, and passed over."""
+        with self._lock:
+            self._reset()
+
+    @property
+    def applied(self) -> int:
+        """The position up to which all commits can be found by a search."""
+        return self._applied
+
+    def wait_applied(self, lsn: int, timeout_s: float) -> bool:
+        """Wait until all commits below ``lsn`` can be found; False when time ran out."""
+        with self._applied_now:
+            return self._applied_now.wait_for(lambda: self._applied >= lsn, timeout_s)
+
+    def checkpoint(self) -> None:
+        """Have the index saved: the journal goes on in a new segment, and what it held before goes with the base."""
+        with self._lock:
+            segment = self._journal.segment + 1
+            self._journal.open(segment)
+            self._journal.bytes = 0
+            self._queue.append(Checkpoint(segment, self._written))
+            self._handed.notify_all()
+
+    def close(self) -> None:
+        """Make what was handed over durable, and end the threads. What is not applied yet, the journal has."""
+        self._stopping = True
+        with self._lock:
+            self._queue.clear()
+            self._handed.notify_all()
+        with self._syncing:
+            self._syncing.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._journal.close()
+
+    # -- from the stream's thread -----------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether reading should pause until changes are applied."""
+        return self._waiting > MOST_WAITING
+
+    def received(self) -> int:
+        """Return the end of the newest commit taken in."""
+        return self._received
+
+    def acknowledged(self) -> int:
+        """Return the furthest position that may be acknowledged: what the disk holds, and nothing after a gap."""
+        return 0 if self.gap else self._durable
+
+    def missed(self, what: str) -> None:
+        """Hear that changes were skipped: the index must be built anew."""
+        self.gap = what
+        self.failed()
+
+    def feed(self, frames: Sequence[bytes]) -> list[Keepalive]:
+        """Take frames in, in order; return the keepalives among them.
+
+        Raises:
+            DecodeError: a frame is not what the protocol says.
+            PipelineFault: the column was dropped, renamed, or changed its type.
+        """
+        if self.failure is not None:
+            raise self.failure
+        keepalives: list[Keepalive] = []
+        changes: list[Change] = []
+        lsn = 0
+        for frame in frames:
+            found = self._decoders.get(frame[ROUTE_KEY])
+            if found is not None:
+                if not self._open:
+                    raise DecodeError("A row change arrived outside a transaction.")
+                if not self._skip:
+                    self._change(found[0], found[1], frame, changes)
+            elif frame[0] == KEEPALIVE:
+                keepalive = parse_frame(frame)
+                assert isinstance(keepalive, Keepalive)
+                keepalives.append(keepalive)
+                if not self._open and time.monotonic() - self._noted_at > self._idle_s:
+                    lsn = max(lsn, keepalive.wal_end)
+            else:
+                lsn = max(lsn, self._message(frame, changes))
+        if changes or lsn > self._written:
+            self._hand_over(lsn, changes)
+        return keepalives
+
+    def _hand_over(self, lsn: int, changes: list[Change]) -> None:
+        with self._lock:
+            lsn = max(lsn, self._written)
+            self._journal.append(lsn, changes)
+            self._written = lsn
+            self._queue.append((lsn, changes))
+            self._waiting += len(changes)
+            self._handed.notify_all()  # now, before the disk has it: a search need not wait for that
+            self._noted_at = time.monotonic()
+        with self._syncing:
+            self._syncing.notify_all()
+
+    def _message(self, frame: bytes, changes: list[Change]) -> int:
+        """Take in a frame that is no row change; return the end of the transaction that it ends, else 0."""
+        tag = frame[BODY : BODY + 1]
+        if tag == _BEGIN and len(frame) == BODY + 21:
+            self._open = True
+            self._skip = _BEGIN_BODY(frame, BODY + 1)[0] < self._written
+            return 0
+        if tag == _COMMIT and len(frame) == BODY + 26:
+            self._open = False
+            end = int(_COMMIT_BODY(frame, BODY + 1)[1])
+            self._received = max(self._received, end)
+            return 0 if self._skip else end
+        message = decode(frame[BODY:])
+        if isinstance(message, RelationMessage):
+            self._learn(message.relation)
+        elif isinstance(message, Truncate) and not self._skip:
+            if any(oid in self._relations for oid in message.relation_oids):
+                self.truncates += 1
+                changes.append(Change("clear"))
+        elif tag in (b"I", b"U", _DELETE):
+            raise DecodeError("A change does not fit the table that was announced.")
+        return 0
+
+    def _learn(self, relation: Relation) -> None:
+        wanted = []
+        for column in self._indexed.key:
+            place = relation.index_of(column.name)
+            if place is None:
+                raise PipelineFault(f"Key column {column.name} of {relation.table} was dropped or renamed.")
+            wanted.append(place)
+        place = relation.index_of(self._column)
+        if place is None:
+            raise PipelineFault(f"Column {self._column} of {relation.table} was dropped or renamed.")
+        if relation.columns[place].type_oid != self._indexed.type_oid:
+            raise PipelineFault(f"Column {self._column} of {relation.table} changed its type.")
+        known = [key for key in self._decoders if key[1:5] == relation.oid.to_bytes(4)]
+        for key in known:
+            del self._decoders[key]
+        self._relations[relation.oid] = relation
+        decoder = RowDecoder(relation, [*wanted, place])
+        for key, tag in route_keys(relation).items():
+            self._decoders[key] = (tag, decoder)
+
+    def _change(self, tag: bytes, decoder: RowDecoder, frame: bytes, changes: list[Change]) -> None:
+        if tag == _DELETE:
+            changes.append(Change("drop", self._key(decoder.delete(frame))))
+            return
+        old, new = decoder.update(frame) if tag == b"U" else (None, decoder.insert(frame))
+        cells = [
+            before if cell is UNCHANGED and old is not None else cell
+            for cell, before in zip(new[:-1], (old or new)[:-1], strict=True)
+        ]
+        key, vector = self._key([*cells, None]), new[-1]
+        if old is not None and (before_key := self._key(old)) != key:
+            changes.append(Change("rename", before_key, other=key))
+        if vector is UNCHANGED:
+            return
+        values = self._format.from_text(vector) if isinstance(vector, bytes) else None
+        if values is not None and self._format.usable(values[None, :])[0]:
+            changes.append(Change("put", key, values))
+        else:
+            self._index.skipped += vector is not None
+            changes.append(Change("drop", key))
+
+    def _key(self, cells: Sequence[Cell]) -> int | bytes:
+        if any(cell is UNCHANGED for cell in cells[:-1]):
+            raise PipelineFault(f"A key of the table that {self._column} is in is too long to come with each change.")
+        return self._index.codec.from_cells([cell if isinstance(cell, bytes) else b"" for cell in cells[:-1]])
+
+    # -- threads of its own -----------------------------------------------------------------------------------------
+
+    def _guarded(self, turn: Callable[[], bool]) -> None:
+        try:
+            while turn():
+                pass
+        except WalvecError as exc:
+            self.failure = exc
+        except OSError as exc:
+            self.failure = Unavailable(
+                f"The index's files cannot be written: {exc.strerror}.", "Make room on the disk."
+            )
+        except Exception as exc:  # a bug must end the job, not leave it behind the table for ever
+            self.failure = WalvecError(f"Keeping the index failed: {type(exc).__name__}: {exc}.")
+        if self.failure is not None:
+            self.failed()
+
+    def _apply(self) -> bool:
+        with self._handed:
+            self._handed.wait_for(lambda: self._queue or self._stopping)
+            if not self._queue:
+                return False
+            taken = self._take()
+        if isinstance(taken, Checkpoint):
+            self._save(taken)
+            return True
+        lsn, changes = taken
+        self._index.apply(changes)
+        with self._lock:
+            self._waiting -= len(changes)
+        with self._applied_now:
+            self._applied = max(self._applied, lsn)
+            self._applied_now.notify_all()
+        return True
+
+    def _take(self) -> tuple[int, list[Change]] | Checkpoint:
+        """Take what comes first, and what follows it, up to a checkpoint or a group's size."""
+        first = self._queue.popleft()
+        if isinstance(first, Checkpoint):
+            return first
+        lsn, changes = first
+        if self._queue and len(changes) < GROUP:
+            changes = list(changes)
+            while self._queue and len(changes) < GROUP and not isinstance(following := self._queue[0], Checkpoint):
+                lsn = following[0]
+                changes += following[1]
+                self._queue.popleft()
+        return lsn, changes
+
+    def _sync(self) -> bool:
+        with self._syncing:
+            self._syncing.wait_for(lambda: self._written > self._durable or self._stopping)
+            stopping = self._stopping
+        with self._lock:
+            written = self._written
+        self._journal.sync()
+        self._durable = written
+        self.wake()
+        return not stopping
