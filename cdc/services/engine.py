@@ -232,8 +232,8 @@ class Engine:
             for reason in reasons:
                 log.warning("reconcile_started", reason=reason)
             await self._reserve(exact=False)
+            self._looked = time.monotonic()  # before: a model that answers meanwhile asks for the next look at once
             await self.fleet.sync()
-            self._looked = time.monotonic()
             stream.begin()
             self._standing.set_slot(SlotState.STREAMING, "")
             await self._standing.say_slot()
