@@ -17,7 +17,7 @@ import structlog
 from cdc.config import Settings
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
-from cdc.ports import EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
+from cdc.ports import Embedded, EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
 from cdc.postgres.admin import Admin
 from cdc.postgres.connect import connect_sync, parse_dsn
 from cdc.postgres.declared import Declared, by_publication
@@ -40,7 +40,7 @@ from inference.embedder import Embedder, Limits
 from inference.front import Front
 from inference.packing import pack
 from inference.registry import ApiOptions, make_embedder
-from inference.tokens import estimate
+from inference.tokens import estimate, tallied
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -89,6 +89,11 @@ class EmbedderModel:
     async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Vectors:
         """Return one vector per text, in order."""
         return await self._guard(self._embedder.embed(texts, query=query, bulk=bulk))
+
+    async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
+        """Return one vector per text, in order, and the tokens that the runtime counted, where it counts."""
+        with tallied() as tally:
+            return Embedded(await self.embed(texts, bulk=bulk), tally.tokens)
 
     def tokens(self, size: int) -> int:
         """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""
@@ -152,6 +157,7 @@ def make_runtime(settings: Settings) -> Front:
             ),
             query_prefix=settings.query_prefix,
             document_prefix=settings.document_prefix,
+            models_dir=Path(settings.models_dir) if settings.models_dir else None,
         )
     except errors.ModelMisconfigured as exc:
         raise ConfigError(str(exc)) from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdc.ports.jobs import JobReport, JobRunner
-from cdc.ports.model import EmbedFailed, Model, ModelChoice, Models
+from cdc.ports.model import Embedded, EmbedFailed, Model, ModelChoice, Models
 from cdc.ports.registry import (
     Followed,
     PipelineReport,
@@ -22,6 +22,7 @@ __all__ = [
     "DeadLetter",
     "Difference",
     "EmbedFailed",
+    "Embedded",
     "EngineView",
     "Failures",
     "Followed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cdc.flow.disposition import Failure
 from cdc.ports.target import Results
@@ -18,6 +18,13 @@ class EmbedFailed(Exception):
         self.failure = failure
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class Embedded(NamedTuple):
+    """Results, and the tokens that the model counted for them; None: it does not say, and they can only be guessed."""
+
+    results: Results
+    tokens: int | None
 
 
 class Model(Protocol):
@@ -34,6 +41,10 @@ class Model(Protocol):
 
     async def embed(self, texts: Sequence[str], *, query: bool = False, bulk: bool = False) -> Results:
         """Return one vector or answer per text, in order; others may pass ``bulk`` work. Raises EmbedFailed."""
+        ...
+
+    async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
+        """Return what :meth:`embed` does, and the tokens that were counted for it. Raises EmbedFailed."""
         ...
 
     def tokens(self, size: int) -> int:

@@ -15,6 +15,7 @@ from cdc.errors import AnswerNotCast, PipelineFault, RowRefused
 from cdc.flow.dirty import Kind, Work
 from cdc.flow.disposition import Action, Failure, backoff_s, dispose
 from cdc.flow.ledger import Commit
+from cdc.flow.sharing import share
 from cdc.flow.snapshots import Snapshot
 from cdc.ports import DeadLetter, EmbedFailed, Observer, Results, Target, Write
 from cdc.prepare.text import is_blank, source_hash
@@ -201,7 +202,7 @@ class Delivery:
         strings = [text.text.decode("utf-8", "replace") for text in texts]
         for attempt in range(1, self._max_attempts + 1):
             try:
-                vectors = await self._gate.embed(self._desk.name, strings, priority)
+                results, tokens = await self._gate.embed(self._desk.name, strings, priority)
                 break
             except EmbedFailed as exc:
                 match dispose(exc.failure, len(texts), attempt, self._max_attempts):
@@ -217,7 +218,9 @@ class Delivery:
                         raise ModelAway(exc) from exc
         else:
             raise AssertionError("a request that fails for the last time is split or buried")
-        await self._store(texts, vectors, guarded, left)
+        if tokens is not None:
+            _count(texts, tokens)
+        await self._store(texts, results, guarded, left)
 
     async def _halves(self, texts: list[_Text], guarded: bool, priority: Priority, left: dict[int, Work]) -> None:
         middle = len(texts) // 2
@@ -275,6 +278,14 @@ class Delivery:
         await self._writer.put(write)
         for work in write.works:
             left.pop(id(work), None)
+
+
+def _count(texts: list[_Text], tokens: int) -> None:
+    """Put what the model counted in the place of what was guessed; a text that several works share was read once."""
+    for text, counted in zip(texts, share(tokens, [max(1, text.tokens) for text in texts]), strict=True):
+        for work in text.works:
+            work.tokens = 0
+        text.works[0].tokens = counted
 
 
 def _firsts(texts: list[_Text]) -> list[int]:

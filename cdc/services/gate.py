@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from cdc.flow.disposition import Failure, backoff_s
 from cdc.flow.inflight import Inflight
-from cdc.ports import EmbedFailed, Model, Observer, Results
+from cdc.ports import Embedded, EmbedFailed, Model, Observer
 
 CANARY = "walvec"
 PATIENCE_S = 10.0
@@ -86,8 +86,8 @@ class ModelGate:
         self.trouble = None
         self._up.set()
 
-    async def embed(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Results:
-        """Return the vectors or answers of ``texts``. While the model's queue is full, wait and try again.
+    async def embed(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Embedded:
+        """Return what the model makes of ``texts``, and the tokens it counted. While its queue is full, wait and retry.
 
         Raises:
             EmbedFailed: as the model says; after one that calls for waiting, :meth:`ready` says when to go on.
@@ -105,12 +105,12 @@ class ModelGate:
                 raise await self._judge(exc, len(texts), time.perf_counter() - started) from exc
         raise AssertionError("unreachable")
 
-    async def _ask(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Results:
+    async def _ask(self, pipeline: str, texts: Sequence[str], priority: Priority) -> Embedded:
         async with self._slot(priority) as full:
             self._observer.batch(pipeline, len(texts))
             ticket, started = self._inflight.ticket(), time.perf_counter()
             try:
-                vectors = await self.model.embed(texts, bulk=priority is Priority.SCAN)
+                embedded = await self.model.embed_counted(texts, bulk=priority is Priority.SCAN)
             except EmbedFailed as exc:
                 self._observer.inference(pipeline, "error", time.perf_counter() - started)
                 self._observer.inference_error(pipeline, exc.reason)
@@ -120,7 +120,7 @@ class ModelGate:
             seconds = time.perf_counter() - started
             self._inflight.succeeded(ticket, sum(map(len, texts)), seconds, full=full)
             self._observer.inference(pipeline, "ok", seconds)
-            return vectors
+            return embedded
 
     async def _judge(self, exc: EmbedFailed, rows: int, seconds: float) -> EmbedFailed:
         """Return what a failure is once the canary has been asked; keep all back if the model is down."""

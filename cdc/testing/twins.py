@@ -15,7 +15,7 @@ from cdc.errors import RowRefused, WalvecError
 from cdc.flow.counts import Counted
 from cdc.flow.dirty import Work
 from cdc.flow.snapshots import Snapshot
-from cdc.ports import DeadLetter, Difference, EmbedFailed, Page, Reread, Vectors, Write, Written
+from cdc.ports import DeadLetter, Difference, Embedded, EmbedFailed, Page, Reread, Vectors, Write, Written
 from cdc.prepare.text import source_hash
 from cdc.rows import Key
 from cdc.status import EngineStatus
@@ -190,6 +190,7 @@ class ScriptedModel:
     def __init__(self, rows: int = 4, fails: Callable[[Sequence[str]], EmbedFailed | None] | None = None) -> None:
         self.batches: list[list[str]] = []
         self.fails = fails or (lambda texts: None)
+        self.counted: int | None = None
         self.open = asyncio.Event()
         self.open.set()
         self._rows = rows
@@ -205,6 +206,10 @@ class ScriptedModel:
         if (failure := self.fails(texts)) is not None:
             raise failure
         return np.array([[len(text), text.count("a"), text.count("b"), 1.0] for text in texts], np.float32)
+
+    async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
+        """Return the same, and :attr:`counted`."""
+        return Embedded(await self.embed(texts, bulk=bulk), self.counted)
 
     def tokens(self, size: int) -> int:
         """One token per byte."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from cdc.config import Settings
 from cdc.errors import PipelineFault
 from cdc.flow.disposition import Failure
 from cdc.jobs import JobKind
-from cdc.ports import DeadLetter, EmbedFailed, Model, ModelChoice, Results
+from cdc.ports import DeadLetter, Embedded, EmbedFailed, Model, ModelChoice, Results
 from cdc.postgres import job_pipelines as jobs
 from cdc.postgres.connect import connect_sync
 from cdc.postgres.declared import by_rows
@@ -56,6 +57,9 @@ class Twin:
         if self.answer is not None:
             return np.array([self.answer(text) for text in texts], object)
         return hash_vectors(texts, self.dimension)
+
+    async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
+        return Embedded(await self.embed(texts, bulk=bulk), None)
 
     def tokens(self, size: int) -> int:
         return size
@@ -177,8 +181,12 @@ class Scene:
             time.sleep(0.02)
 
     def backfilled(self, *names: str) -> None:
+        def done(name: str) -> bool:
+            found = self.status(name)
+            return found is not None and found.backfilled
+
         for name in names:
-            self.until(lambda name=name: (found := self.status(name)) is not None and found.backfilled)  # type: ignore[misc]
+            self.until(partial(done, name))
 
     def sync(self) -> None:
         assert Sync(self.settings, lambda _: None).wait(20), self.engine and self.engine.status()

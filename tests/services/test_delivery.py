@@ -93,6 +93,18 @@ async def test_rows_are_embedded_each_with_its_own_vector_and_their_commit_settl
         assert it.commit.outstanding == 0 and it.desk.dirty.rows == 0
 
 
+async def test_what_the_model_counted_stands_in_the_place_of_what_was_guessed():
+    heard = []
+    for counted in (None, 0, 10):
+        model = ScriptedModel()
+        model.counted = counted
+        async with bench(model) as it:
+            it.tally.embedded = lambda pipeline, rows, tokens: heard.append((rows, tokens))
+            it.mark(**{"1": "aa", "2": "b", "3": "aa", "4": "cccc"})
+            await it.deliver()
+    assert heard == [(4, 9), (4, 0), (4, 10)]  # a guess is one per byte and row; the same text is counted once
+
+
 async def test_a_row_that_was_seen_gone_does_not_come_back_with_an_older_text():
     """Its embedding is removed ahead of the stream, which then brings a text from before the row was deleted."""
     async with bench() as it:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cdc.flow.disposition import Failure
-from cdc.ports import EmbedFailed
+from cdc.ports import Embedded, EmbedFailed
 from cdc.services import gate as gates
 from cdc.services.gate import CANARY, ModelGate, Priority
 
@@ -45,6 +45,9 @@ class ScriptedModel:
         finally:
             self.running -= 1
         return np.ones((len(texts), 2), np.float32)
+
+    async def embed_counted(self, texts, *, bulk=False):
+        return Embedded(await self.embed(texts, bulk=bulk), None)
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ async def test_a_full_queue_is_tried_again_with_less_and_costs_nothing(gate, mod
 
     model.fails = fails
     vectors = await asyncio.gather(ask(gate), ask(gate))
-    assert [v.shape for v in vectors] == [(1, 2)] * 2 and gate.is_up
+    assert [v.results.shape for v in vectors] == [(1, 2)] * 2 and gate.is_up
     assert all(texts != [CANARY] for texts, _ in model.asked)
     assert 1 in bounds
 
@@ -169,7 +172,7 @@ async def test_down_and_back(gate, model):
     model.fails = lambda texts: None
     async with asyncio.timeout(2):
         await gate.ready()
-    assert gate.trouble is None and (await ask(gate)).shape == (1, 2)
+    assert gate.trouble is None and (await ask(gate)).results.shape == (1, 2)
 
 
 async def test_a_misconfigured_model_stays_so_in_words(gate, model):

@@ -71,7 +71,7 @@ async def test_a_model_is_started_once_for_all_who_use_it(made):
     model = Startable()
     gates = made(ByName(a=ModelChoice("m", "m", model), b=ModelChoice("m", "m", model)))
     (_, first), (_, second) = gates.choose("a"), gates.choose("b")
-    assert first is second and not first.is_up and first.dimension is None
+    assert first is second and not first.is_up
     await asyncio.wait_for(first.ready(), 5)
     assert (model.starts, first.dimension, len(made.answers)) == (1, DIMENSION, 1)
 
@@ -87,7 +87,7 @@ async def test_one_that_cannot_be_started_leaves_the_other_alone(made):
             await asyncio.sleep(0.001)
     assert up.trouble is None and not down.is_up and down.needs_person
     assert [(name, str(trouble)) for name, trouble in gates.troubles] == [("bad", "There is no model bad.")]
-    assert len(await up.embed("a", ["x"], Priority.LIVE)) == 1
+    assert len((await up.embed("a", ["x"], Priority.LIVE)).results) == 1
     bad.broken = None
     await asyncio.wait_for(down.ready(), 5)
     assert gates.troubles == [] and not down.needs_person
