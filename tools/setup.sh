@@ -1,5 +1,6 @@
 #!/bin/sh
 # What the Makefile needs and a new machine lacks. `tools/setup.sh venv` makes .venv/ with the walvec command;
+# `tools/setup.sh hnswlib` builds that one package anew, for any processor (HNSWLIB_NATIVE=1: for this one alone);
 # the others install, where it is missing, what only the tests need: `postgres15`, the oldest PostgreSQL they run on;
 # `chromium`, for the status page; `promtool`, for the alert rules.
 set -eu
@@ -49,9 +50,34 @@ get_venv() {
         "$python" -c 'import ensurepip' 2>/dev/null || debian "Python's ensurepip" python3-venv
         "$python" -m venv --clear .venv
     fi
+    .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$(hnswlib_version)" || get_hnswlib
     echo "setup: installing Python packages into .venv/ (the first time about a minute) ..."
     .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' ||
         fail "pip could not install the packages, see above: is a package index reachable?"
+}
+
+hnswlib_version() {
+    grep -x 'hnswlib==.*' constraints.txt
+}
+
+# hnswlib has no wheels. Compiled for this processor, it would die on another: not unless asked for. A cached wheel may
+# have been compiled either way, so the cache is left out.
+get_hnswlib() {
+    [ -x .venv/bin/python ] || fail ".venv/ is missing: run \`make setup\`."
+    command -v c++ >/dev/null || debian "A C++ compiler" g++
+    include=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$include/Python.h" ] || debian "Python's headers" python3-dev
+    [ -e "$include/Python.h" ] || fail "$include/Python.h is missing: install the headers of the Python in use."
+    native=${HNSWLIB_NATIVE:-}
+    [ "$native" = 0 ] && native=
+    echo "setup: compiling hnswlib${native:+ for this processor} (about half a minute) ..."
+    if [ -z "$native" ]; then
+        export HNSWLIB_NO_NATIVE=1
+    else
+        unset HNSWLIB_NO_NATIVE
+    fi
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-cache-dir --force-reinstall \
+        --no-deps "$(hnswlib_version)" || fail "hnswlib could not be compiled, see above."
 }
 
 get_postgres15() {
@@ -94,6 +120,6 @@ get_promtool() {
 }
 
 case ${1:-} in
-    venv | postgres15 | chromium | promtool) "get_$1" ;;
-    *) fail "usage: tools/setup.sh venv|postgres15|chromium|promtool" ;;
+    venv | hnswlib | postgres15 | chromium | promtool) "get_$1" ;;
+    *) fail "usage: tools/setup.sh venv|hnswlib|postgres15|chromium|promtool" ;;
 esac

@@ -35,6 +35,16 @@ EVENTS: dict[str, str] = {
     "pipeline_failed": "A pipeline stopped until something is mended; the others go on.",
     "index_built": "The vector index was built.",
     "index_failed": "The vector index could not be built; search goes on without it.",
+    # external indexes
+    "external_index_built": "An external index was built from its table (`rows`).",
+    "external_index_opened": "An external index was opened as it was saved, with its journal (`rows`).",
+    "external_index_refused": "A saved external index is of no use, and is built anew; the message says why.",
+    "external_index_restarted": "Changes of an indexed table may be missing; its index is built anew.",
+    "external_index_skipped": "Rows were left out of an external index: no finite vector of its width.",
+    "external_index_refreshed": "An external index had decayed, and a fresh one has taken over.",
+    "external_index_not_refreshed": "An external index has decayed, and there is no memory to build it afresh.",
+    "external_index_unsaved": "An external index could not be saved; its journal grows until it can.",
+    "external_index_in_database": "What became of the index in the database that the job asks for too.",
     # reconcile
     "reconcile_started": "Source and destination are being compared by hash.",
     "reconcile_progress": "How far the comparison has come.",
