@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, PipelineFault
 from cdc.jobs import EmbeddingSpec, Job
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.job_pipelines import (
@@ -107,7 +107,7 @@ def _check_rights(connection: psycopg.Connection[TupleRow], job: Job) -> None:
     }
     row = connection.execute(bound("jobs", "rights"), params).fetchone()
     if row is None:
-        return
+        raise PipelineFault(f"There is no table {job.table}.", "Correct the job's schema and table.")
     role, reads, writes = row
     names = {"table": sql.Identifier(job.table.schema, job.table.name), "role": sql.Identifier(role)}
     if reads is False:

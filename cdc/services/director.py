@@ -304,6 +304,7 @@ class Director:
                 course.running = False
 
     async def _fail(self, member: Member, report: JobReport, reason: str) -> None:
+        reason = reason.replace("WALVEC_DATABASE_URL", "db_connection")  # what a job has in its place
         member.course.failed(time.monotonic())
         log.error("job_failed", job=str(member.id), message=self._clean(reason), attempt=member.course.tries)
         await report.failed(reason)

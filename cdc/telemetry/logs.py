@@ -98,7 +98,7 @@ def clean(text: str) -> str:
 class RepeatLimit:
     """Structlog processor: holds back an event that was written moments ago, and counts what it held back.
 
-    What makes two events the same: name, level, pipeline and table; for lines of libraries also logger and message.
+    What makes two events the same: name, level, pipeline, table, job and database; for lines of libraries also logger and message.
 
     Args:
         interval_s: Seconds between two lines of the same event.
@@ -117,7 +117,7 @@ class RepeatLimit:
         """Pass ``event`` on, with ``suppressed`` where some were held back, or drop it."""
         if self._interval_s <= 0:
             return event
-        parts = ("event", "level", "pipeline", "table", "logger", "message")
+        parts = ("event", "level", "pipeline", "table", "job", "database", "logger", "message")
         key = tuple(str(event.get(part, "")) for part in parts)
         now = self._clock()
         with self._lock:

@@ -133,22 +133,16 @@ class Jobs:
 
     def row(self, id: int) -> dict[str, Any]:
         """Return a job's row."""
-        row = self.db.execute(
-            "SELECT to_jsonb(j) FROM embedding_generation_jobs AS j WHERE id = %s", [id]
-        ).fetchone()
+        row = self.db.execute("SELECT to_jsonb(j) FROM embedding_generation_jobs AS j WHERE id = %s", [id]).fetchone()
         return dict(row[0])
 
     def daemon(self, *arguments: str, **environment: str) -> Daemon:
         """Return a daemon over the table, not yet started."""
-        return Daemon(
-            self.database.url, "--embedding-table", "embedding_generation_jobs", *arguments, **environment
-        )
+        return Daemon(self.database.url, "--embedding-table", "embedding_generation_jobs", *arguments, **environment)
 
     def missing(self, table: str = "articles", column: str = "v") -> int:
         """Return how many rows have a text and no vector."""
-        return int(
-            self.db.execute(f"SELECT count(*) FROM {table} WHERE body <> '' AND {column} IS NULL").fetchone()[0]
-        )
+        return int(self.db.execute(f"SELECT count(*) FROM {table} WHERE body <> '' AND {column} IS NULL").fetchone()[0])
 
     def until(self, id: int, column: str, timeout_s: float = 20.0) -> dict[str, Any]:
         """Return a job's row once ``column`` is set."""
