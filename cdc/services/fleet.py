@@ -152,14 +152,15 @@ class Fleet:
                 member.pipeline.paused = want.paused
                 member.pipeline.notify()
             return []
-        answered = member.gate is not None and member.gate.dimension is not None
-        due = time.monotonic() >= member.retry_at or (member.state is PipelineState.WAITING and answered)
+        answered = member.unanswered and member.gate is not None and member.gate.dimension is not None
+        due = answered or time.monotonic() >= member.retry_at
         return await self._ready(member) if due else []
 
     async def _ready(self, member: Member) -> list[Member]:
         """Make a member's pipeline; return it if it can run."""
         want = member.wanted
         member.choice = member.gate = None
+        member.unanswered = False
         try:
             choice, gate = self._gates.choose(want.name)
             member.choice, member.gate = choice, gate
@@ -168,6 +169,7 @@ class Fleet:
             followed = await self._registry.follow(want.name, choice, gate.dimension)
         except ModelUnknown as exc:
             member.state, member.reason, member.retry_at = PipelineState.WAITING, str(exc), time.monotonic() + 1.0
+            member.unanswered = True
             return []
         except WalvecError as exc:
             self._fail(member, exc)
@@ -216,7 +218,7 @@ class Fleet:
             if member.pipeline is None:
                 continue
             member.xid = xid
-            member.state, member.reason = PipelineState.READY, ""
+            member.state, member.reason = PipelineState.READY, _note(member)
             if member.pipeline.progress.reason is not None:
                 member.state, member.reason = PipelineState.BACKFILLING, member.pipeline.progress.reason
                 log.info("reconcile_started", pipeline=member.wanted.name, reason=member.reason)
@@ -246,7 +248,7 @@ class Fleet:
     async def _backfilled(self, member: Member) -> None:
         """A scan is complete: say so, and see to the index."""
         assert member.followed is not None
-        member.state, member.reason, member.tries = PipelineState.READY, "", 0
+        member.state, member.reason, member.tries = PipelineState.READY, _note(member), 0
         member.backfilled = True
         log.info("reconcile_finished", pipeline=member.wanted.name)
         await self._registry.finish_requests(member.followed.id)
@@ -386,3 +388,8 @@ class Fleet:
         for pipeline in self.pipelines:
             with contextlib.suppress(Unavailable):
                 await pipeline.save_count()
+
+
+def _note(member: Member) -> str:
+    """Return what people should know of a pipeline's model while all is well."""
+    return member.choice.note if member.choice is not None else ""

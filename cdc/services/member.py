@@ -13,7 +13,10 @@ from cdc.status import PipelineState, PipelineStatus
 
 @dataclass(slots=True)
 class Member:
-    """A pipeline of the fleet. ``choice`` and ``gate`` are its model and the way to it, None while it has none."""
+    """A pipeline of the fleet. ``choice`` and ``gate`` are its model and the way to it, None while it has none.
+
+    ``unanswered``: it waits for nothing but its model's first answer.
+    """
 
     wanted: Wanted
     state: PipelineState = PipelineState.WAITING
@@ -25,6 +28,7 @@ class Member:
     pipeline: Pipeline | None = None
     task: asyncio.Task[None] | None = None
     tries: int = 0
+    unanswered: bool = False
     retry_at: float = 0.0
     indexing: asyncio.Task[None] | None = None
     xid: int = 0

@@ -16,7 +16,9 @@ from cdc.errors import ConfigError
 from cdc.flow.disposition import Failure
 from cdc.jobs import JobKind
 from cdc.ports import EmbedFailed
+from cdc.postgres import columns
 from cdc.postgres import job_pipelines as jobs
+from cdc.services import fleet
 from cdc.status import PipelineState
 from cdc.testing.database import Database
 from inference.hashing import hash_vectors
@@ -32,6 +34,13 @@ def docs(db: Connection, rows: int = 40) -> None:
         " FROM generate_series(1, %s) AS i",
         [rows],
     )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What failed is tried again soon, and a lock is not waited for long."""
+    monkeypatch.setattr(fleet, "RETRY_S", 0.3)
+    monkeypatch.setattr(columns, "LOCK_TIMEOUT", "300ms")
 
 
 @pytest.fixture
@@ -150,6 +159,9 @@ def test_a_broken_model_is_an_error_of_its_pipelines_alone(scene18, db18):
     scene18.until(lambda: scene18.status(two).state is PipelineState.ERROR)
     assert scene18.status(two).reason == "There is no model twin-16."
     assert scene18.status(three).reason == "No model was chosen for public.docs.none_vec."
+    failed = "SELECT count(*) FROM walvec.pipeline_metrics WHERE status = 'error'"
+    scene18.until(lambda: db18.execute(failed).fetchone() == (2,))
+    assert db18.execute("SELECT walvec.wait('5 s')").fetchone() == (True,), "who waits for the good one need not wait"
     db18.execute("INSERT INTO docs VALUES (1000, 'new', 'new')")
     scene18.until(lambda: db18.execute("SELECT good_vec FROM docs WHERE id = 1000").fetchone() != (None,))
     checks = {check.name: check for check in scene18.engine.status().checks}
@@ -324,7 +336,33 @@ def test_columns_that_may_not_be_written_are_said_so(scene18, db18, database18):
 
 def _as_role(settings: Any, role: str) -> Any:
     parts = urlsplit(settings.database_url)
-    return replace(settings, database_url=parts._replace(netloc=f"{role}:{role}@{parts.netloc.split('@')[-1]}").geturl())
+    place = parts.netloc.split("@")[-1]
+    return replace(settings, database_url=parts._replace(netloc=f"{role}:{role}@{place}").geturl())
+
+
+def test_any_key_and_bytes_too(scene18, db18):
+    """A key of two columns, a uuid among them; bytes are embedded as the server prints them, by scan and by stream."""
+    db18.execute("DROP TABLE docs; CREATE TABLE docs (a uuid, b text, raw bytea, PRIMARY KEY (b, a))")
+    put = "INSERT INTO docs SELECT gen_random_uuid(), %s || i, ('bytes ' || i)::bytea FROM generate_series(1, 5) AS i"
+    db18.execute(put, ["it's:"])
+    model = Twin(8)
+    name = scene18.job("raw", "vec", model)
+    scene18.start()
+    scene18.backfilled(name)
+    db18.execute(put, ["later:"])
+    db18.execute("UPDATE docs SET raw = NULL WHERE b LIKE '%3'")
+    scene18.sync()
+    wanted = {f"\\x{f'bytes {i}'.encode().hex()}" for i in range(1, 6)}
+    assert set(model.asked) == wanted
+    rows = db18.execute("SELECT raw::text, vec::real[] FROM docs").fetchall()
+    assert len(rows) == 10
+    for text, vector in rows:
+        if text is None:
+            assert vector is None
+        else:
+            np.testing.assert_allclose(vector, hash_vectors([text], 8)[0], atol=1e-6)
+    (seen,) = scene18.with_control(lambda conn: jobs.job_pipelines(conn, scene18.settings)).items()
+    assert seen == (name, ("1", True))
 
 
 # -- completions ----------------------------------------------------------------------------------------------------

@@ -17,4 +17,20 @@ SELECT p.name AS pipeline, p.mode, 'table'::text AS source_type, p.model,
        g.scan_done, g.scan_total, g.scan_reason, g.backfilled_at, g.updated_at, p.slot, p.kind, p.job
 FROM {schema}.pipelines p JOIN {schema}.progress g ON g.pipeline_id = p.id;
 
+-- True when everything committed at or before `target` is embedded or dead-lettered, and no scan is due. A job that has
+-- failed keeps nobody waiting: it is reported where the job was asked for.
+CREATE OR REPLACE FUNCTION {schema}.is_caught_up(target pg_lsn) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT EXISTS (SELECT FROM {schema}.slots s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot
+                   WHERE r.confirmed_flush_lsn >= target)
+       AND NOT EXISTS (SELECT FROM {schema}.slots s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot
+                       WHERE r.confirmed_flush_lsn < target)
+       AND NOT EXISTS (SELECT FROM {schema}.progress g JOIN {schema}.pipelines p ON p.id = g.pipeline_id
+                       WHERE p.attached AND g.scan_reason <> 'asked for'
+                         AND (p.kind = 'default' OR g.state <> 'error'))
+       AND NOT EXISTS (SELECT FROM {schema}.dirty d JOIN {schema}.pipelines p ON p.id = d.pipeline_id
+                       JOIN {schema}.progress g ON g.pipeline_id = p.id
+                       WHERE d.lsn <= target AND p.attached AND (p.kind = 'default' OR g.state <> 'error'))
+$$;
+
 INSERT INTO {schema}.schema_version (version) VALUES (2);

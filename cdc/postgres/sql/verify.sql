@@ -2,13 +2,14 @@
 -- (expressions.rows), {target} the embeddings table, or the table of hashes of an in-place pipeline.
 
 -- name: definition
--- What a pipeline reads and writes; NULL in `there` where its destination is gone. Parameters: pipeline, pipeline.
+-- What a pipeline reads and writes; NULL in `there` where its destination is gone. Without a name, those of the main
+-- job: jobs have consumers and models of their own. Parameters: pipeline, pipeline.
 SELECT p.name, p.attached, p.source_schema, p.source_table, p.key_columns, p.text_columns, p.target_schema,
        p.target_table, p.target_column, p.model, p.dimension, p.fingerprint, s.publication,
        to_regclass(format('%%I.%%I', p.source_schema, p.source_table)) IS NOT NULL AS source_exists,
        to_regclass(format('%%I.%%I', p.target_schema, p.target_table)) IS NOT NULL AS target_exists
 FROM {schema}.pipelines p JOIN {schema}.slots s ON s.slot = p.slot
-WHERE p.name = %s OR (%s::text IS NULL AND p.attached)
+WHERE p.name = %s OR (%s::text IS NULL AND p.attached AND p.kind = 'default')
 ORDER BY p.name
 
 -- name: compare
