@@ -17,7 +17,7 @@ from cdc.config import Settings
 from cdc.daemon_view import DaemonView
 from cdc.errors import ConfigError, WalvecError
 from cdc.flow.disposition import backoff_s
-from cdc.flow.jobs import slot_name
+from cdc.flow.jobs import publication_name, slot_name
 from cdc.job_models import JobModels
 from cdc.jobs import AutotuneSpec, EmbeddingSpec, Job, JobKind
 from cdc.ports import Failures, JobRunner, ModelChoice, Models, Observer
@@ -78,7 +78,7 @@ class _Chooser:
         self._models = models
 
     def of(self, spec: EmbeddingSpec, kind: JobKind) -> ModelChoice:
-        return self._models.choose(spec, kind).choice
+        return self._models.choose(spec, kind)
 
 
 class Daemon:
@@ -92,7 +92,7 @@ class Daemon:
     """
 
     def __init__(self, settings: Settings, plan: Plan, metrics: Metrics, environ: Mapping[str, str]) -> None:
-        name = slot_name(plan.label)
+        name = publication_name(plan.label)
         self._settings = replace(settings, slot=name, publication=name)
         self._plan = plan
         self._metrics = metrics
@@ -102,9 +102,9 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._served: dict[str, tuple[Director, asyncio.Task[None]]] = {}
         self._embedding = EmbeddingJobs(
-            PostgresTargets(self._at), _Chooser(self._models), self._engine, metrics, self._meter, self._living
+            PostgresTargets(self._target), _Chooser(self._models), self._engine, metrics, self._meter, self._living
         )
-        self.view = DaemonView(self._at, self._embedding, self.directors, logs.clean)
+        self.view = DaemonView(self._target, self._embedding, self.directors, logs.clean)
         self._runners = self._make_runners()
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -112,8 +112,12 @@ class Daemon:
     def _at(self, url: str) -> Settings:
         return replace(self._settings, database_url=url)
 
-    def _engine(self, url: str, models: Models, observer: Observer, failures: Failures) -> Engine:
-        return app.make_engine(self._at(url), models, observer, declared=by_rows, failures=failures)
+    def _target(self, url: str, identity: str) -> Settings:
+        """Return the settings of a target database: its oid is the second part of its identity."""
+        return replace(self._at(url), slot=slot_name(self._plan.label, int(identity.partition("/")[2])))
+
+    def _engine(self, url: str, identity: str, models: Models, observer: Observer, failures: Failures) -> Engine:
+        return app.make_engine(self._target(url, identity), models, observer, declared=by_rows, failures=failures)
 
     def _make_runners(self) -> dict[JobKind, JobRunner]:
         runners: dict[JobKind, JobRunner] = {}

@@ -41,7 +41,7 @@ class DaemonView:
     """Implements :class:`cdc.ports.EngineView`.
 
     Args:
-        settings: Those of the database at a URL.
+        settings: Those of the target database at a URL, given its identity.
         embedding: The engines.
         directors: Returns the directors of now.
         clean: Takes secrets out of a sentence.
@@ -49,7 +49,7 @@ class DaemonView:
 
     def __init__(
         self,
-        settings: Callable[[str], Settings],
+        settings: Callable[[str, str], Settings],
         embedding: EmbeddingJobs,
         directors: Callable[[], Sequence[Director]],
         clean: Callable[[str], str],
@@ -95,14 +95,14 @@ class DaemonView:
             return self.indexes.search(name, vector, k, ef)
         if home is None:
             raise ConfigError(f"{pipeline} is an external index, which takes no filter.", "Leave the filter out.")
-        settings = self._settings(home.url)
+        settings = self._settings(home.url, home.identity)
         with connect_sync(settings, "search") as conn:
             return nearest(conn, searchable(conn, settings.schema, name), vector, k, filter)
 
     def sync(self, timeout_s: float) -> bool:
         """Wait until all that was committed before the call, on every database, is settled."""
         deadline = time.monotonic() + timeout_s
-        waiting = [Sync(self._settings(home.url), lambda _: None) for home in self._running()]
+        waiting = [Sync(self._settings(home.url, home.identity), lambda _: None) for home in self._running()]
         return all(one.wait(max(0.0, deadline - time.monotonic())) for one in waiting)
 
     # -- putting it together ----------------------------------------------------------------------------------------

@@ -187,14 +187,22 @@ def decide(asked: Asked | None, label: str, course: Course, now: float) -> Step:
     return Step.START
 
 
-def slot_name(label: str) -> str:
-    """Return the name of slot and publication of the embedding jobs with ``label``, within PostgreSQL's rules."""
+def publication_name(label: str) -> str:
+    """Return the name of the publication of the embedding jobs with ``label``, within a slot name's rules."""
     if not label:
         return "walvec_jobs"
     plain = re.sub(r"[^a-z0-9_]", "_", label.lower())
-    if plain == label and len(plain) <= 40:
+    if plain == label and len(plain) <= 30:
         return f"walvec_jobs_{plain}"
-    return f"walvec_jobs_{plain[:40]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return f"walvec_jobs_{plain[:30]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+def slot_name(label: str, database: int) -> str:
+    """Return the name of the slot of the embedding jobs with ``label`` in a database, which its oid stands for.
+
+    Slots belong to one database each, and their names to the whole server.
+    """
+    return f"{publication_name(label)}_{database}"
 
 
 def conflicts(wanted: Iterable[tuple[T, str, Table, str]]) -> dict[T, T]:

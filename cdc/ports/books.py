@@ -102,7 +102,7 @@ class Targets(Protocol):
     """Pipelines of jobs in target databases. Blocking work runs in threads."""
 
     async def identity(self, url: str) -> str:
-        """Return what tells the database at ``url`` from every other, whatever it is called.
+        """Return what tells the database at ``url`` from every other, whatever it is called. It comes before the others.
 
         Raises:
             ConfigError: wrong password, no such database.

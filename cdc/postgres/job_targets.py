@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
@@ -27,11 +26,20 @@ from cdc.postgres.setup import SetupSettings
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class PostgresTargets:
-    """Implements :class:`cdc.ports.books.Targets`. ``settings`` gives those of the target database at a URL."""
+    """Implements :class:`cdc.ports.books.Targets`.
 
-    settings: Callable[[str], SetupSettings]
+    Args:
+        settings: Those of the target database at a URL, given its identity.
+    """
+
+    def __init__(self, settings: Callable[[str, str], SetupSettings]) -> None:
+        self._settings = settings
+        self._identities: dict[str, str] = {}  # by URL
+
+    def settings(self, url: str) -> SetupSettings:
+        """Return the settings of the database at ``url``."""
+        return self._settings(url, self._identities.get(url, "/0"))
 
     async def identity(self, url: str) -> str:
         """Return what tells the database at ``url`` from every other."""
@@ -41,7 +49,8 @@ class PostgresTargets:
             assert row is not None
             return f"{row[0]}/{row[1]}"
 
-        return await self._with(url, look)
+        self._identities[url] = found = await self._with(url, look)
+        return found
 
     async def check(self, job: Job) -> None:
         """Check what the job's own role may do."""

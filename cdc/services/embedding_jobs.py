@@ -47,8 +47,8 @@ class RunningEngine(Protocol):
         ...
 
 
-MakeEngine = Callable[[str, Models, Observer, Failures], RunningEngine]
-"""(the target's URL, models, observer, who hears of rows set aside) → an engine for the jobs of that database."""
+MakeEngine = Callable[[str, str, Models, Observer, Failures], RunningEngine]
+"""(the target's URL, its identity, models, observer, who hears of rows set aside) → an engine for its jobs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +59,7 @@ class Home:
     why there is none.
     """
 
+    identity: str
     url: str = field(repr=False)
     place: str
     choices: dict[str, ModelChoice | WalvecError] = field(default_factory=dict)
@@ -152,7 +153,7 @@ class EmbeddingJobs:
 
     async def _home(self, job: Job) -> Home:
         identity = await self._targets.identity(job.url)
-        return self.homes.setdefault(identity, Home(job.url, job.place))
+        return self.homes.setdefault(identity, Home(identity, job.url, job.place))
 
     async def _settle_in(self, home: Home, job: Job) -> None:
         assert isinstance(job.spec, EmbeddingSpec)
@@ -177,7 +178,7 @@ class EmbeddingJobs:
     def _start(self, home: Home) -> None:
         meter = self._meter.of(lambda pipeline: home.jobs.get(pipeline))
         home.engine = self._make_engine(
-            home.url, home, JobObserver(self._observer, home.place, meter, home.heard), meter
+            home.url, home.identity, home, JobObserver(self._observer, home.place, meter, home.heard), meter
         )
         home.task = asyncio.create_task(home.engine.run(), name=f"engine {home.place}")
         home.task.add_done_callback(lambda task: self._ended(home, task))

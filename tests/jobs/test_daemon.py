@@ -52,7 +52,7 @@ def test_a_job_is_picked_up_when_it_commits_canceled_and_resumed_with_changed_ro
         assert jobs.missing() == 0
         jobs.set(id, canceled_at="now")
         daemon.wait_for("job_engine_released")
-        assert not jobs.db.execute("SELECT FROM pg_replication_slots WHERE slot_name = 'walvec_jobs'").fetchall()
+        assert not jobs.db.execute("SELECT FROM pg_replication_slots WHERE slot_name LIKE 'walvec_jobs%'").fetchall()
         before = dict(jobs.db.execute("SELECT id, v::text FROM articles").fetchall())
         jobs.db.execute("UPDATE articles SET body = 'changed' WHERE id = 2")
         jobs.db.execute("INSERT INTO articles (body) VALUES ('new')")
@@ -173,10 +173,11 @@ def test_labels_pin_jobs_to_daemons_and_move_them(jobs):
         nobody = jobs.add(dst_column="x", label="other")
         jobs.until(pinned, "init_finished_at")
         jobs.until(free, "init_finished_at")
-        assert slots(jobs) == {"walvec_jobs", "walvec_jobs_gpu"}
+        oid = jobs.db.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()[0]
+        assert slots(jobs) == {f"walvec_jobs_{oid}", f"walvec_jobs_gpu_{oid}"}
         assert jobs.row(nobody)["init_started_at"] is None
         jobs.set(free, label="gpu")
-        eventually(lambda: slots(jobs) == {"walvec_jobs_gpu"}, why=plain.log[-3000:])
+        eventually(lambda: slots(jobs) == {f"walvec_jobs_gpu_{oid}"}, why=plain.log[-3000:])
         jobs.db.execute("INSERT INTO articles (body) VALUES ('moved')")
         eventually(lambda: jobs.missing(column="w") == 0, why=gpu.log[-3000:])
         jobs.set(nobody, label=None)

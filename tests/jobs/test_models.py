@@ -1,5 +1,6 @@
 """What jobs ask for, and the models that they get."""
 
+import asyncio
 from types import MappingProxyType
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc import config
-from cdc.errors import ConfigError, PipelineFault
+from cdc.errors import ConfigError
 from cdc.flow.disposition import Failure
 from cdc.job_models import JobModels
 from cdc.jobs import EmbeddingSpec, JobKind
@@ -55,12 +56,12 @@ async def test_lanterns_own_insert_gets_a_model_that_says_what_it_is(jobs):
         models = jobs()
         job = models.choose(spec(), EMBEDDING)
         models.choose(spec(), EMBEDDING)
-    assert job.choice.name == job.choice.model.name == "all-minilm-l6-v2"
-    assert "stands in for microsoft/all-MiniLM-L12-v2" in job.note and not job.answers
+    assert job.name == job.model.name == "all-minilm-l6-v2"
+    assert "stands in for microsoft/all-MiniLM-L12-v2" in job.note and job.model.name == job.name
     (warning,) = logs  # once, and loudly
     assert (warning["event"], warning["log_level"]) == ("model_stand_in", "warning")
-    assert await job.choice.model.start() == 384
-    vectors = await job.choice.model.embed(["My articles title"])
+    assert await job.model.start() == 384
+    vectors = await job.model.embed(["My articles title"])
     assert vectors.shape == (1, 384) and np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
 
 
@@ -74,9 +75,9 @@ async def test_the_real_model_is_used_where_its_files_are(jobs, tmp_path):
         (jobs(), spec(data_path=str(tmp_path), cache=True)),
     ):
         job = models.choose(asked, EMBEDDING)
-        assert job.choice.name == LANTERN and not job.note
-        assert await job.choice.model.start() == 384
-    assert job.choice.recipe != jobs().choose(spec(), EMBEDDING).choice.recipe  # rows are embedded anew with it
+        assert job.name == LANTERN and not job.note
+        assert await job.model.start() == 384
+    assert job.recipe != jobs().choose(spec(), EMBEDDING).recipe  # rows are embedded anew with it
 
 
 def test_a_stand_in_can_be_refused(jobs):
@@ -138,26 +139,25 @@ def test_completions_want_the_openai_runtime(jobs):
     ],
 )
 def test_batches_are_as_the_job_says_or_as_lantern_made_them(jobs, asked, settings, rows):
-    assert jobs(**settings).choose(asked, EMBEDDING).batch_rows == rows
+    assert jobs(**settings).choose(asked, EMBEDDING).model._batch_rows == rows
 
 
 async def test_batches_never_exceed_the_models_own_limits(jobs):
     job = jobs().choose(spec(rows=100_000), EMBEDDING)
-    await job.choice.model.start()
-    assert max(map(len, job.choice.model.pack([3] * 2000))) == 256
+    await job.model.start()
+    assert max(map(len, job.model.pack([3] * 2000))) == 256
 
 
 # -- sharing ----------------------------------------------------------------------------------------------------------
 
 
-async def test_equal_wishes_share_a_model_and_others_do_not(jobs):
+def test_equal_wishes_share_a_model_and_others_do_not(jobs):
     models = jobs()
-    one, two = models.of_engine(), models.of_engine()
     url = {"base_url": "http://x:1"}
-    first = one.assign("public.a.v", spec("m", "openai", **url), EMBEDDING).choice
-    same = two.assign("public.b.v", spec("m", "openai", url="http://x:1"), EMBEDDING).choice
+    first = models.choose(spec("m", "openai", **url), EMBEDDING)
+    same = models.choose(spec("m", "openai", url="http://x:1"), EMBEDDING)
     assert first.model is same.model and first.recipe == same.recipe
-    smaller = two.assign("public.c.v", spec("m", "openai", rows=5, **url), EMBEDDING).choice
+    smaller = models.choose(spec("m", "openai", rows=5, **url), EMBEDDING)
     assert smaller.model is not first.model and smaller.recipe == first.recipe
     assert smaller.model._embedder is first.model._embedder  # other batches, one model behind them
     for other in (
@@ -165,29 +165,15 @@ async def test_equal_wishes_share_a_model_and_others_do_not(jobs):
         spec("m", "openai", **url, api_token=OTHER),
         spec("n", "openai", **url),
     ):
-        assert one.assign("public.d.v", other, EMBEDDING).choice.model is not first.model
-    assert one.assign("public.e.v", spec("m", "openai", **url, dimensions=8), EMBEDDING).choice.recipe != first.recipe
-    said = one.assign("public.f.v", spec("m", "openai", **url, system_prompt="A"), COMPLETION)
-    also = one.assign("public.g.v", spec("m", "openai", **url, system_prompt="B"), COMPLETION)
-    assert said.answers and said.choice.recipe != also.choice.recipe
-
-
-async def test_an_engine_asks_for_the_model_of_a_pipeline(jobs):
-    engine = jobs().of_engine()
-    assert list(engine.at_start()) == []
-    with pytest.raises(PipelineFault, match=r"public\.a\.v"):
-        engine.choose("public.a.v")
-    given = engine.assign("public.a.v", spec("hash-8", "hash"), EMBEDDING).choice
-    assert engine.choose("public.a.v") is given
-    with pytest.raises(ConfigError):
-        engine.assign("public.a.v", spec("nonsense"), EMBEDDING)
-    with pytest.raises(PipelineFault):
-        engine.choose("public.a.v")
+        assert models.choose(other, EMBEDDING).model is not first.model
+    assert models.choose(spec("m", "openai", **url, dimensions=8), EMBEDDING).recipe != first.recipe
+    said = models.choose(spec("m", "openai", **url, system_prompt="A"), COMPLETION)
+    assert said.recipe != models.choose(spec("m", "openai", **url, system_prompt="B"), COMPLETION).recipe
 
 
 async def test_closing_closes_every_model_once(jobs):
     models = jobs()
-    model = models.choose(spec(), EMBEDDING).choice.model
+    model = models.choose(spec(), EMBEDDING).model
     await model.start()
     await models.close()
     with pytest.raises(EmbedFailed) as caught:
@@ -200,7 +186,7 @@ async def test_closing_closes_every_model_once(jobs):
 
 async def key_sent(jobs, api, asked, kind=EMBEDDING, environ=None, **settings):
     """Return the key that a job's first request carries."""
-    model = jobs(environ, **settings).choose(asked, kind).choice.model
+    model = jobs(environ, **settings).choose(asked, kind).model
     await model.start()
     found = next(r.headers.get("authorization", "") for r in api.requests if r.method == "POST")
     api.requests.clear()
@@ -257,7 +243,7 @@ def test_a_file_outside_of_the_folder_is_refused(jobs, tmp_path):
 def test_neither_recipe_nor_representation_holds_a_key(jobs):
     models = jobs(openai_key=KEY)
     job = models.choose(spec("m", "openai", api_token=OTHER), EMBEDDING)
-    assert OTHER not in job.choice.recipe and OTHER not in repr(job) and OTHER not in repr(models._embedders)
+    assert OTHER not in job.recipe and OTHER not in repr(job) and OTHER not in repr(models._embedders)
 
 
 # -- triton and completions, to the end -------------------------------------------------------------------------------
@@ -268,12 +254,12 @@ async def test_jobs_of_the_ort_runtime_can_be_sent_to_triton(jobs):
     async with FakeTriton(served) as triton:
         models = jobs(triton_url=triton.url, ort_jobs="triton", triton_token="hush")
         job = models.choose(spec(data_path="/var/lib/lantern-daemon"), EMBEDDING)
-        assert job.choice.name == LANTERN and not job.note
-        assert await job.choice.model.start() == 8
-        assert np.abs(await job.choice.model.embed(["x"]) - hash_vectors(["x"], 8)).max() < 1e-6
+        assert job.name == LANTERN and not job.note
+        assert await job.model.start() == 8
+        assert np.abs(await job.model.embed(["x"]) - hash_vectors(["x"], 8)).max() < 1e-6
         assert served.seen[-1][2]["authorization"] == "Bearer hush"
         foreign = jobs(triton_url="grpc://elsewhere:1", triton_token="hush")
-        model = foreign.choose(spec("all-MiniLM-L12-v2", "triton", url=triton.url), EMBEDDING).choice.model
+        model = foreign.choose(spec("all-MiniLM-L12-v2", "triton", url=triton.url), EMBEDDING).model
         await model.start()
         assert "authorization" not in served.seen[-1][2]
         await models.close()
@@ -283,8 +269,8 @@ async def test_jobs_of_the_ort_runtime_can_be_sent_to_triton(jobs):
 async def test_a_completion_is_an_answer_in_words(jobs):
     async with FakeApi() as api:
         job = jobs().choose(spec("gpt-4o", "openai", base_url=api.url, system_prompt="Sum up."), COMPLETION)
-        model = job.choice.model
-        assert await model.start() == 0 and job.batch_rows == 2
+        model = job.model
+        assert await model.start() == 0
         assert model.pack([model.tokens(9)] * 5) == [[0, 1], [2, 3], [4]]
         found = await model.embed(["one", "two"])
         assert found.dtype == object and found.tolist() == ["about one", "about two"]
@@ -301,7 +287,7 @@ async def test_rows_name_images_for_lanterns_image_model(jobs, tmp_path):
         FakeModel(name="ViT-B-32-visual", dimension=8, declared_dimension=8, inputs=inputs)
     ) as triton:
         models = jobs(triton_url=triton.url, image_roots=str(tmp_path))
-        model = models.choose(spec("clip/ViT-B-32-visual", "triton"), EMBEDDING).choice.model
+        model = models.choose(spec("clip/ViT-B-32-visual", "triton"), EMBEDDING).model
         triton.model.refuses = lambda content: not content.startswith(b"\x89PNG")
         assert await model.start() == 8
         found = await model.embed([str(tmp_path / "dot.png"), "\\x" + CANARY_FILE.hex()])
@@ -310,3 +296,24 @@ async def test_rows_name_images_for_lanterns_image_model(jobs, tmp_path):
             await model.embed(["/etc/passwd"])
         assert caught.value.failure is Failure.REFUSED and "WALVEC_IMAGE_ROOTS" in str(caught.value)
         await models.close()
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def test_tokens_are_those_that_the_runtime_counts(jobs):
+    texts = ["read a zip archive", "zip"]
+    async with FakeApi(dimension=8) as api:
+        where = {"base_url": api.url}
+        for asked, kind, counted in (
+            (spec(), EMBEDDING, 9),  # MiniLM's word pieces and two marks a text
+            (spec("m", "openai", **where), EMBEDDING, 21),  # the fake counts letters
+            (spec("m", "cohere", **where), EMBEDDING, 21),
+            (spec("m", "openai", **where), COMPLETION, 21 + sum(len(f"about {text}") for text in texts)),
+            (spec("hash-8", "hash"), EMBEDDING, None),
+        ):
+            model = jobs().choose(asked, kind).model
+            await model.start()
+            # Side by side, so that one's tokens would be seen among another's.
+            found = await asyncio.gather(*(model.embed_counted(texts) for _ in range(3)))
+            assert [embedded.tokens for embedded in found] == [counted] * 3
