@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
 
 from cdc.app import EmbedderModel
 from cdc.config import Settings
-from cdc.errors import ConfigError, PipelineFault
+from cdc.errors import ConfigError
 from cdc.job_wishes import Wish, read_wish
 from cdc.jobs import EmbeddingSpec, JobKind
 from cdc.ports import ModelChoice
@@ -31,16 +30,6 @@ log = structlog.get_logger()
 
 MOST_COMPLETION_TOKENS = 1 << 24
 """Tokens in a batch of completions, which are sent one by one: no bound of theirs."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobModel:
-    """A job's model. ``answers``: it gives words, not vectors. ``note`` is what people should know of it, or empty."""
-
-    choice: ModelChoice
-    batch_rows: int
-    answers: bool = False
-    note: str = ""
 
 
 class JobModels:
@@ -69,7 +58,7 @@ class JobModels:
         except ModelMisconfigured as exc:
             raise ConfigError(f"WALVEC_IMAGE_HOSTS: {exc}") from exc
 
-    def choose(self, spec: EmbeddingSpec, kind: JobKind) -> JobModel:
+    def choose(self, spec: EmbeddingSpec, kind: JobKind) -> ModelChoice:
         """Return the model that a job asks for, not yet started; the same object where the wish is the same.
 
         Raises:
@@ -77,19 +66,13 @@ class JobModels:
         """
         try:
             wish = read_wish(self._settings, self._environ, spec, kind)
-            rows = self._batch_rows(spec, wish)
-            model = self._model(wish, rows)
+            model = self._model(wish, self._batch_rows(spec, wish))
         except ModelMisconfigured as exc:
             raise ConfigError(str(exc)) from exc
         if wish.note and wish.note not in self._noted:
             self._noted.add(wish.note)
             log.warning("model_stand_in", asked=spec.model, model=wish.name, message=wish.note)
-        choice = ModelChoice(wish.name, wish.recipe, model)
-        return JobModel(choice, rows, answers=kind is JobKind.COMPLETION, note=wish.note)
-
-    def of_engine(self) -> EngineModels:
-        """Return the models of one engine's pipelines."""
-        return EngineModels(self)
+        return ModelChoice(wish.name, wish.recipe, model, wish.note)
 
     async def close(self) -> None:
         """Close every model. No engine may be running any more."""
@@ -167,40 +150,3 @@ class JobModels:
             key_file=settings.triton_key_file,
             headers={**settings.triton_metadata, **token},
         )
-
-
-class EngineModels:
-    """The models of one engine's pipelines. Implements :class:`cdc.ports.Models`."""
-
-    def __init__(self, models: JobModels) -> None:
-        self._all = models
-        self._chosen: dict[str, JobModel] = {}
-
-    def assign(self, pipeline: str, spec: EmbeddingSpec, kind: JobKind) -> JobModel:
-        """Give a pipeline the model that its job asks for; call it again when the job was edited.
-
-        Raises:
-            ConfigError: there is no such model; the pipeline keeps none.
-        """
-        self.forget(pipeline)
-        chosen = self._chosen[pipeline] = self._all.choose(spec, kind)
-        return chosen
-
-    def forget(self, pipeline: str) -> None:
-        """Note that a pipeline has no job any more."""
-        self._chosen.pop(pipeline, None)
-
-    def choose(self, pipeline: str) -> ModelChoice:
-        """Return the model of ``pipeline`` at once.
-
-        Raises:
-            PipelineFault: it has none.
-        """
-        chosen = self._chosen.get(pipeline)
-        if chosen is None:
-            raise PipelineFault(f"No job says which model {pipeline} is made with.")
-        return chosen.choice
-
-    def at_start(self) -> Sequence[ModelChoice]:
-        """Return nothing: models are loaded when a job asks for them."""
-        return ()

@@ -66,12 +66,13 @@ class ModelChoice:
 
     ``name`` is what people see and the control schema keeps. ``recipe`` is all that its results depend on, and what the
     hashes of rows are made with: another recipe, and everything is made anew. It holds no secret. Pipelines whose
-    choices hold the same ``model`` object share its requests.
+    choices hold the same ``model`` object share its requests. ``note`` is what people should know of it, or empty.
     """
 
     name: str
     recipe: str
     model: Model
+    note: str = ""
 
 
 class Models(Protocol):
