@@ -19,7 +19,7 @@ from cdc.config import Settings
 from cdc.errors import PipelineFault
 from cdc.flow.disposition import Failure
 from cdc.jobs import JobKind
-from cdc.ports import DeadLetter, Embedded, EmbedFailed, Model, ModelChoice, Results
+from cdc.ports import DeadLetter, Embedded, EmbedFailed, Model, ModelChoice, Results, Wanted
 from cdc.postgres import job_pipelines as jobs
 from cdc.postgres.connect import connect_sync
 from cdc.postgres.declared import by_rows
@@ -179,6 +179,21 @@ class Scene:
             assert self._error is None, self._error
             assert time.monotonic() < deadline, self.engine and self.engine.status()
             time.sleep(0.02)
+
+    def count_looks(self) -> Callable[[], int]:
+        """Return what says how often the engine has looked at what is wanted since now."""
+        assert self.engine is not None
+        registry, looks = self.engine.fleet._registry, 0
+        wanted = registry.wanted
+
+        async def counted() -> list[Wanted]:
+            nonlocal looks
+            found = await wanted()
+            looks += 1
+            return found
+
+        registry.wanted = counted  # type: ignore[method-assign]
+        return lambda: looks
 
     def backfilled(self, *names: str) -> None:
         def done(name: str) -> bool:
