@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
 from cdc import app
 from cdc.app import Serve, calm_collector
 from cdc.config import Settings
+from cdc.daemon_plan import Plan
 from cdc.daemon_view import DaemonView
 from cdc.errors import ConfigError, WalvecError
 from cdc.flow.disposition import backoff_s
@@ -22,14 +23,14 @@ from cdc.job_models import JobModels
 from cdc.jobs import AutotuneSpec, EmbeddingSpec, Job, JobKind
 from cdc.ports import Failures, JobRunner, ModelChoice, Models, Observer
 from cdc.ports.books import BookName
-from cdc.postgres import control
-from cdc.postgres.connect import connect_sync, parse_dsn
+from cdc.postgres.connect import parse_dsn
 from cdc.postgres.declared import by_rows
 from cdc.postgres.job_address import resolve
-from cdc.postgres.job_books import Extras, PostgresBooks
+from cdc.postgres.job_books import PostgresBooks
 from cdc.postgres.job_feed import JobFeed
-from cdc.postgres.job_registry import Databases, existing_books
+from cdc.postgres.job_registry import Databases, ensure_own_tables, find_books
 from cdc.postgres.job_targets import PostgresTargets
+from cdc.postgres.job_usage import Extras
 from cdc.rows import Table
 from cdc.services.director import Director
 from cdc.services.embedding_jobs import EmbeddingJobs
@@ -42,33 +43,6 @@ log = structlog.get_logger()
 
 AGAIN_S = 5.0
 """The longest pause before a target database that could not be served is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a daemon is to do.
-
-    Args:
-        uri: The one control database, whose ``books`` are; empty where each target database holds its own.
-        books: The tables of jobs of that database.
-        results: The table of autotune's trials.
-        schemas: Where tables and functions for usage are looked for, besides the control schema.
-        targets: Databases with tables of jobs of their own.
-        master: The database that lists further such databases, and the table that does.
-        kinds: Which kinds of jobs are run.
-        schema: The schema of tables of jobs in target databases; empty: the control schema.
-        label: Which jobs are run.
-    """
-
-    uri: str = field(default="", repr=False)
-    books: tuple[BookName, ...] = ()
-    results: Table | None = None
-    schemas: tuple[str, ...] = ()
-    targets: tuple[str, ...] = field(default=(), repr=False)
-    master: tuple[str, Table] | None = field(default=None, repr=False)
-    kinds: frozenset[JobKind] = frozenset(JobKind)
-    schema: str = ""
-    label: str = ""
 
 
 class _Chooser:
@@ -194,11 +168,9 @@ class Daemon:
 
     async def _run_one(self) -> None:
         url, place = await self._own(self._plan.uri)
-        await asyncio.to_thread(self._ensure_schema, url)
+        own = await asyncio.to_thread(ensure_own_tables, self._at(url))
         schemas = (*self._plan.schemas, self._settings.schema)
-        results = self._plan.results
-        if results is None and await asyncio.to_thread(self._has, url, "autotune_results"):
-            results = Table(self._settings.schema, "autotune_results")
+        results = self._plan.results or (Table(self._settings.schema, "autotune_results") if own else None)
         director = self._director(url, place, self._plan.books, Extras(results, schemas))
         task = asyncio.create_task(self._direct(director, url, self._plan.books), name=f"director {place}")
         self._served[place] = (director, task)
@@ -216,18 +188,6 @@ class Daemon:
 
         store = PostgresBooks(self._at(url), place, books, extras)
         return Director(store, self._runners, where, self._plan.label, self._meter, logs.clean)
-
-    def _ensure_schema(self, url: str) -> None:
-        """Make the control schema in the control database, where the role may: it holds what jobs used."""
-        with connect_sync(self._at(url), "init") as connection:
-            try:
-                control.ensure(connection, self._settings.schema)
-            except ConfigError as exc:
-                log.warning("usage_not_kept", message=str(exc))
-
-    def _has(self, url: str, table: str) -> bool:
-        with connect_sync(self._at(url), "init") as connection:
-            return bool(existing_books(connection, self._settings.schema, {JobKind.AUTOTUNE: (table,)}))
 
     async def _wind_up(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         for director in self.directors():
@@ -280,7 +240,7 @@ class Daemon:
         while not self._stopping.is_set():
             attempt += 1
             try:
-                books, results = await asyncio.to_thread(self._find_books, url, schema)
+                books, results = await asyncio.to_thread(find_books, self._at(url), schema, self._plan.kinds)
                 extras = Extras(results, (schema, self._settings.schema))
                 director = self._director(url, place, books, extras)
                 self._served[connection] = (director, self._served[connection][1])
@@ -292,21 +252,6 @@ class Daemon:
                 log.error("database_refused", database=place, message=logs.clean(str(exc)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff_s(attempt, first=0.5, most=AGAIN_S))
-
-    def _find_books(self, url: str, schema: str) -> tuple[list[BookName], Table | None]:
-        names = {
-            JobKind.EMBEDDING: ("embedding_generation_jobs",),
-            JobKind.EXTERNAL_INDEX: ("external_index_jobs",),
-            JobKind.AUTOTUNE: ("index_autotune_jobs", "autotune_jobs"),
-        }
-        with connect_sync(self._at(url), "init") as conn:
-            control.ensure(conn, self._settings.schema)
-            found = existing_books(conn, schema, {kind: names[kind] for kind in names if kind in self._plan.kinds})
-            results = existing_books(conn, schema, {JobKind.AUTOTUNE: ("autotune_results",)})
-        if not found:
-            database = parse_dsn(url).get("dbname", "the database")
-            raise ConfigError(f'The schema "{schema}" of {database} has no table of jobs.', "Correct --schema.")
-        return found, results[0].table if results else None
 
     async def _remove(self, connection: str) -> None:
         """Serve a database no more. It is not ours any longer: its slot must not keep its WAL."""

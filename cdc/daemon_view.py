@@ -16,8 +16,9 @@ from cdc.jobs import EmbeddingSpec, IndexSpec, JobState
 from cdc.postgres.connect import connect_sync
 from cdc.postgres.search import nearest, searchable
 from cdc.postgres.sync import Sync
-from cdc.services.director import Director, Member
+from cdc.services.director import Director
 from cdc.services.embedding_jobs import EmbeddingJobs, Home
+from cdc.services.job_life import Member
 from cdc.status import EngineStatus, HealthCheck, PipelineState, PipelineStatus
 from cdc.telemetry.metrics import Metrics
 

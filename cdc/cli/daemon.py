@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from cdc.cli.flags import with_settings
 from cdc.cli.output import note
 from cdc.config import Settings
 from cdc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cdc.daemon import Plan
 
 PANEL = "Stream"
 CENTRAL, OWN = "One table of jobs for all databases", "Tables of jobs in each database"
@@ -77,7 +74,7 @@ def start_daemon(
     privilege is wrong. A server that is down is waited for.
     """
     from cdc import daemon
-    from cdc.daemon import Plan
+    from cdc.daemon_plan import Plan
     from cdc.jobs import JobKind
     from cdc.ports.books import BookName
     from cdc.postgres.setup import parse_table
@@ -117,7 +114,6 @@ def start_daemon(
         )
         if wanted
     }
-    plan: Plan
     if books:
         if not (uri or settings.database_url):
             raise ConfigError("No control database is named.", "Give --uri.")

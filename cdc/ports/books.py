@@ -102,7 +102,7 @@ class Targets(Protocol):
     """Pipelines of jobs in target databases. Blocking work runs in threads."""
 
     async def identity(self, url: str) -> str:
-        """Return what tells the database at ``url`` from every other, whatever it is called. It comes before the others.
+        """Return what tells the database at ``url`` from every other, whatever its names. Comes before the others.
 
         Raises:
             ConfigError: wrong password, no such database.
@@ -135,7 +135,7 @@ class JobModels(Protocol):
     """Models by what jobs say."""
 
     def of(self, spec: EmbeddingSpec, kind: JobKind) -> ModelChoice:
-        """Return the model that a job asks for, reaching nothing. Raises ConfigError where there is none."""
+        """Return the model that a job asks for; nothing is reached. Raises ConfigError where there is none."""
         ...
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Final
 
 import psycopg
 import structlog
@@ -15,9 +16,11 @@ from cdc.flow.disposition import backoff_s
 from cdc.flow.snapshots import Snapshot
 from cdc.jobs import JobKind
 from cdc.ports.books import BookName
+from cdc.postgres import control
 from cdc.postgres.connect import ConnectionSettings, classify, connect_sync
 from cdc.postgres.job_feed import JobFeed
 from cdc.postgres.queries import bound, query
+from cdc.postgres.setup import SetupSettings
 from cdc.rows import Table
 
 log = structlog.get_logger()
@@ -25,18 +28,54 @@ log = structlog.get_logger()
 COLUMN = "db_uri"
 
 
-def existing_books(
-    connection: psycopg.Connection[TupleRow], schema: str, names: Mapping[JobKind, Sequence[str]]
-) -> list[BookName]:
-    """Return the first table of each kind that a schema has, of the names that it may go by."""
-    found = []
-    for kind, candidates in names.items():
-        for name in candidates:
-            rows = connection.execute(bound("jobs", "columns"), {"schema": schema, "table": name}).fetchall()
-            if rows:
-                found.append(BookName(kind, Table(schema, name)))
-                break
-    return found
+NAMES: Final[Mapping[JobKind, tuple[str, ...]]] = {
+    JobKind.EMBEDDING: ("embedding_generation_jobs",),
+    JobKind.EXTERNAL_INDEX: ("external_index_jobs",),
+    JobKind.AUTOTUNE: ("index_autotune_jobs", "autotune_jobs"),
+}
+"""What tables of jobs are called in databases that hold their own."""
+
+
+def ensure_own_tables(settings: SetupSettings) -> bool:
+    """Make the control schema in a control database, where the role may; return whether it is there.
+
+    It holds what jobs used. Without it, that is written only where tables for it exist.
+    """
+    with connect_sync(settings, "init") as connection:
+        try:
+            control.ensure(connection, settings.schema)
+        except ConfigError as exc:
+            log.warning("usage_not_kept", message=str(exc))
+            return False
+    return True
+
+
+def find_books(settings: SetupSettings, schema: str, kinds: Collection[JobKind]) -> tuple[list[BookName], Table | None]:
+    """Return the tables of jobs of ``kinds`` in a schema, and the one of results. Makes the control schema first.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    with connect_sync(settings, "init") as connection:
+        control.ensure(connection, settings.schema)
+        found = [
+            BookName(kind, table)
+            for kind, names in NAMES.items()
+            if kind in kinds and (table := _first(connection, schema, names)) is not None
+        ]
+        results = _first(connection, schema, ("autotune_results",))
+        if not found:
+            raise ConfigError(
+                f'The schema "{schema}" of {connection.info.dbname} has no table of jobs.', "Correct --schema."
+            )
+    return found, results
+
+
+def _first(connection: psycopg.Connection[TupleRow], schema: str, names: Sequence[str]) -> Table | None:
+    for name in names:
+        if connection.execute(bound("jobs", "columns"), {"schema": schema, "table": name}).fetchall():
+            return Table(schema, name)
+    return None
 
 
 class Databases:

@@ -12,48 +12,26 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
-from cdc.errors import ConfigError, Unavailable, WalvecError
+from cdc.errors import Unavailable, WalvecError
 from cdc.flow.disposition import backoff_s
-from cdc.flow.jobs import AWAY_S, LASTED_S, Asked, Course, Step, conflicts, decide, read
-from cdc.jobs import EmbeddingSpec, Job, JobId, JobKind, JobState
-from cdc.ports import JobReport, JobRunner
+from cdc.flow.job_rows import read
+from cdc.flow.jobs import Step, conflicts, decide
+from cdc.jobs import EmbeddingSpec, JobId, JobKind, JobState
+from cdc.ports import JobRunner
 from cdc.ports.books import Books, Feed, Uncastable, Usage
-from cdc.services.embedding_jobs import written_twice
+from cdc.services.job_life import Life, Member, Resolve
 from cdc.services.job_meter import JobMeter
 from cdc.services.tasks import end
 from cdc.status import HealthCheck
 
 log = structlog.get_logger()
 
-CLAIM_S = 1.0
-"""Seconds between tries to claim a job that another daemon has."""
-
 USAGE_S = 1.0
 """Seconds between notes of what jobs used."""
-
-CLAIMED = (JobKind.EXTERNAL_INDEX, JobKind.AUTOTUNE)
-"""Kinds that are claimed by a lock in the control database; the others have the slot as their lease."""
-
-Resolve = Callable[[str], Awaitable[tuple[str, str]]]
-"""``db_connection`` → (URL with its secrets, place). Raises ConfigError. Empty: the control database itself."""
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A job that the director knows of."""
-
-    id: JobId
-    asked: Asked | None = None
-    course: Course = field(default_factory=Course)
-    job: Job | None = None  # as it ran last
-    task: asyncio.Task[None] | None = None
-    clearing: bool = False  # the task clears away, which is not broken off
-    told_at: int = 0  # the look that was under way when the row was last written
-    conflict: JobId | None = None
 
 
 class Director:
@@ -80,15 +58,13 @@ class Director:
         self.members: dict[JobId, Member] = {}
         self.trouble = "it has not been read yet"
         self._books = books
-        self._runners = runners
-        self._resolve = resolve
         self._label = label
         self._meter = meter
-        self._clean = clean
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._heard: set[int] = set()
         self._looks = 0
+        self._life = Life(books, runners, resolve, clean, lambda: self._looks)
         self._usage: tuple[list[Usage], list[Uncastable]] = ([], [])
 
     # -- from outside -----------------------------------------------------------------------------------------------
@@ -164,16 +140,11 @@ class Director:
             discard: Clear away what the jobs keep: the database is not this daemon's any more.
         """
         if discard:
-            jobs = [member.job for member in self.members.values() if member.job is not None]
-            for outcome in await asyncio.gather(*map(self._discarded, jobs), return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    log.warning("job_not_cleared", database=self.place, message=self._said(outcome))
+            for member in self.members.values():
+                await self._life.leave(member, None, False)
         with contextlib.suppress(WalvecError):
             await self._use()
         await self._books.close()
-
-    async def _discarded(self, job: Job) -> None:
-        await self._runners[job.kind].discard(job)
 
     async def _open(self) -> None:
         attempt = 0
@@ -182,7 +153,7 @@ class Director:
             try:
                 await self._books.open()
             except Unavailable as exc:
-                self.trouble = self._said(exc)
+                self.trouble = self._life.said(exc)
                 log.warning("database_unavailable", database=self.place, message=self.trouble)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), backoff_s(attempt))
@@ -207,7 +178,7 @@ class Director:
         try:
             rows = await self._books.read()
         except WalvecError as exc:
-            said = self._said(exc)
+            said = self._life.said(exc)
             if said != self.trouble:
                 log.error("jobs_unreadable", database=self.place, message=said)
             self.trouble = said
@@ -254,10 +225,10 @@ class Director:
             if asked.digest != course.digest:
                 course.going()
             course.digest, course.running, course.discarded = asked.digest, True, False
-            self._live(member, self._begin(member, asked, member.task, member.clearing), clearing=False)
+            self._live(member, self._life.begin(member, asked, member.task, member.clearing), clearing=False)
         elif step is Step.DISCARD:
             member.course.running, member.course.discarded = False, True
-            self._live(member, self._leave(member, member.task, member.clearing), clearing=True)
+            self._live(member, self._life.leave(member, member.task, member.clearing), clearing=True)
         elif step is Step.REST and member.asked is None and (member.task is None or member.task.done()):
             self.members.pop(member.id, None)
 
@@ -267,113 +238,6 @@ class Director:
         member.task = task
         task.add_done_callback(lambda _: self._wake.set())
 
-    # -- one job ----------------------------------------------------------------------------------------------------
-
-    async def _begin(self, member: Member, asked: Asked, before: asyncio.Task[None] | None, clearing: bool) -> None:
-        """Run a job as its row has it now, after what ran of it before has ended."""
-        await _ended(before, clearing)
-        course, since = member.course, time.monotonic()
-        report = _Told(self._books.report(member.id, asked.kind), member, self._now_looking, self._clean)
-        try:
-            job = await self._job(member, asked)
-            if member.job is not None and _moved(member.job, job):
-                await self._discard(member, member.job)
-            member.job = job
-            if member.conflict is not None:
-                raise written_twice(job, str(member.conflict))
-            log.info("job_started", job=str(member.id), database=job.place, kind=asked.kind.value)
-            await self._run(job, report)
-            await report.finished()
-            if asked.kind is not JobKind.AUTOTUNE:
-                raise Unavailable("It ended by itself.")
-            course.going()
-            log.info("job_finished", job=str(member.id))
-        except _Elsewhere:
-            course.tries, course.retry_at = max(course.tries, 1), time.monotonic() + CLAIM_S
-        except Unavailable as exc:
-            course.failed(time.monotonic(), AWAY_S)
-            log.warning("job_waits", job=str(member.id), message=self._said(exc))
-        except WalvecError as exc:
-            await self._fail(member, report, str(exc))
-        except Exception as exc:  # a bug in one job's code must not stop another's; its message may quote a row
-            await self._fail(member, report, f"An unexpected fault: {type(exc).__name__}.")
-        finally:
-            if time.monotonic() - since > LASTED_S:
-                course.tries = min(course.tries, 1)
-            if member.task is asyncio.current_task():
-                course.running = False
-
-    async def _fail(self, member: Member, report: JobReport, reason: str) -> None:
-        reason = reason.replace("WALVEC_DATABASE_URL", "db_connection")  # what a job has in its place
-        member.course.failed(time.monotonic())
-        log.error("job_failed", job=str(member.id), message=self._clean(reason), attempt=member.course.tries)
-        await report.failed(reason)
-
-    async def _job(self, member: Member, asked: Asked) -> Job:
-        if asked.refusal:
-            raise ConfigError(asked.refusal)
-        if asked.kind not in self._runners:
-            raise ConfigError(f"This daemon runs no {asked.kind.value} jobs.")
-        assert asked.table is not None
-        assert asked.spec is not None
-        url, place = await self._resolve(asked.connection)
-        return Job(member.id, asked.kind, url, place, asked.table, asked.spec, asked.label, asked.state, asked.reason)
-
-    async def _run(self, job: Job, report: JobReport) -> None:
-        runner = self._runners[job.kind]
-        if job.kind not in CLAIMED:
-            await runner.run(job, report)
-            return
-        claim = await self._books.claim(job.id)
-        if claim is None:
-            raise _Elsewhere
-        running = asyncio.ensure_future(runner.run(job, report))
-        lost = asyncio.ensure_future(claim.lost())
-        try:
-            await asyncio.wait((running, lost), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                raise Unavailable("The control database ended the session that held the job's claim.")
-            running.result()
-        finally:
-            await end([running, lost])
-            await claim.release()
-
-    async def _leave(self, member: Member, before: asyncio.Task[None] | None, clearing: bool) -> None:
-        """End a job, and clear away what it keeps here."""
-        await _ended(before, clearing)
-        course, ran = member.course, member.course.digest != ""
-        try:
-            job = member.job
-            if job is None and member.asked is not None and not member.asked.refusal:
-                job = await self._job(member, member.asked)
-            if job is not None:
-                await self._discard(member, job, patiently=ran)
-            if ran:
-                log.info("job_canceled", job=str(member.id))
-            member.job, course.digest = None, ""
-            course.going()
-        except Unavailable as exc:
-            course.discarded, course.clear_at = False, time.monotonic() + 5.0
-            log.warning("job_not_cleared", job=str(member.id), message=self._said(exc))
-        except WalvecError as exc:  # its server, role or table is not there any more
-            log.warning("job_not_cleared", job=str(member.id), message=self._said(exc))
-        except Exception as exc:
-            log.error("job_not_cleared", job=str(member.id), message=f"An unexpected fault: {type(exc).__name__}.")
-
-    async def _discard(self, member: Member, job: Job, *, patiently: bool = True) -> None:
-        runner = self._runners[job.kind]
-        if job.kind not in CLAIMED:
-            await runner.discard(job)
-            return
-        while (claim := await self._books.claim(job.id)) is None:
-            if not patiently:  # whoever has it clears away
-                return
-            await asyncio.sleep(CLAIM_S)
-        try:
-            await runner.discard(job)
-        finally:
-            await claim.release()
-
     # -- usage ------------------------------------------------------------------------------------------------------
 
     async def _note_usage(self) -> None:
@@ -382,7 +246,7 @@ class Director:
             try:
                 await self._use()
             except WalvecError as exc:
-                log.warning("usage_not_written", database=self.place, message=self._said(exc))
+                log.warning("usage_not_written", database=self.place, message=self._life.said(exc))
 
     async def _use(self) -> None:
         usage, answers = self._meter.take(self.place)
@@ -391,69 +255,3 @@ class Director:
         if any(self._usage):
             await self._books.use(*self._usage)
             self._usage = ([], [])
-
-    def _now_looking(self) -> int:
-        return self._looks
-
-    def _said(self, exc: BaseException) -> str:
-        return self._clean(str(exc) if isinstance(exc, WalvecError) else type(exc).__name__)
-
-
-class _Elsewhere(Exception):
-    """Another daemon runs the job."""
-
-
-class _Told:
-    """A job's report that tells its course, too, and holds no secret. Implements :class:`cdc.ports.JobReport`."""
-
-    def __init__(
-        self, report: JobReport, member: Member, looks: Callable[[], int], clean: Callable[[str], str]
-    ) -> None:
-        self._report = report
-        self._member = member
-        self._looks = looks
-        self._clean = clean
-
-    def _wrote(self, **state: bool) -> None:
-        self._member.told_at = self._looks()
-        if self._member.asked is not None:
-            self._member.asked = replace(self._member.asked, **state)  # type: ignore[arg-type]
-
-    async def started(self) -> None:
-        await self._report.started()
-        self._member.course.told_failed = False
-        self._wrote(started=True, failed=False)
-
-    async def progress(self, percent: int) -> None:
-        await self._report.progress(percent)
-
-    async def finished(self) -> None:
-        await self._report.finished()
-        self._member.course.going()
-        self._wrote(finished=True)
-
-    async def failed(self, reason: str) -> None:
-        await self._report.failed(self._clean(reason))
-        self._wrote(failed=True)
-        self._member.course.told_failed = True
-
-    async def result(self, row: Mapping[str, object]) -> None:
-        await self._report.result(row)
-
-
-def _moved(old: Job, new: Job) -> bool:
-    """Tell whether an edit leaves behind what the job kept: it is of another place, table or column now."""
-    return (old.place, old.table, old.column, old.kind) != (new.place, new.table, new.column, new.kind)
-
-
-async def _ended(task: asyncio.Task[None] | None, clearing: bool) -> None:
-    """Return once ``task`` has ended. It is cancelled, unless it clears away; being cancelled ourselves hurries nothing."""
-    if task is None or task.done():
-        return
-    if not clearing:
-        task.cancel()
-    try:
-        await asyncio.wait((task,)) if clearing else await end([task])
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        raise

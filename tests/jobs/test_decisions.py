@@ -2,7 +2,8 @@
 
 import pytest
 
-from cdc.flow.jobs import Course, Step, conflicts, decide, read, slot_name
+from cdc.flow.job_rows import read
+from cdc.flow.jobs import Course, Step, conflicts, decide, slot_name
 from cdc.jobs import JobKind, JobState
 from cdc.rows import Table
 
