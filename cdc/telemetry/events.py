@@ -79,6 +79,8 @@ EVENTS: dict[str, str] = {
     "job_engine_started": "The first job of a database was taken up: its changes are followed.",
     "job_engine_failed": "The consumer of one database's jobs ended; it is started again with them.",
     "job_engine_released": "The last job of a database is gone: its slot and publication are dropped.",
+    "autotune_started": "A search for index parameters begins.",
+    "autotune_finished": "A search for index parameters is done (`summary` has the winner and why).",
     "usage_not_written": "What jobs used could not be written down; it is tried again.",
     "usage_not_kept": "The control schema could not be made, so what jobs used is kept only in tables that exist.",
     # HTTP

@@ -1,0 +1,309 @@
+"""One search for HNSW parameters, from the sample to the index. Blocking.
+
+A random sample of the column (all of it where it fits), queries that no index under test holds, their exact neighbours,
+a short ladder of graphs on hnswlib, one build by pgvector, and the least ``hnsw.ef_search`` that reaches the recall as
+pgvector itself answers. Where the index is to stay it is built on the table, else on a scratch copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Final, cast
+
+import numpy as np
+
+from cdc.autotune_ground import Ground, Sampler, Stop
+from cdc.autotune_words import comment, sentence
+from cdc.errors import PipelineFault
+from cdc.jobs import AutotuneSpec
+from cdc.ports.tuning import AutotuneResult, Earlier, Say, Trial
+from cdc.postgres.trials import Target, Trials
+from cdc.postgres.tuning import Existing, Place, Subject, TuningSession, index_name
+from cdc.rows import Table
+from inference import queries as asking
+from inference.proxy import Measured, Proxy, as_hard, climb, quicker_threads
+from inference.recall import Metric, Truth, Vectors
+from inference.tuning import MOST_EF, PGVECTOR_SHARE, Climbed, EfSearch, Ladder, Rung
+
+PROXY_ROWS: Final = 25_000
+"""Rows on which the graphs of a ladder are compared: their order hardly depends on the number of rows, ``ef`` does."""
+PROXY_QUERIES: Final = 1_000
+GROWTH: Final = 0.27
+"""``ef`` for a recall grew with about this power of the rows (30, 38, 42, 50, 67 at 3, 6, 12, 25, 50 thousand); used
+only to guess where to begin."""
+_ENOUGH: Final = 0.001
+
+
+class Search:
+    """One search. See :class:`cdc.autotune.HnswTuner` for the arguments."""
+
+    def __init__(
+        self, place: Place, schema: str, table: Table, spec: AutotuneSpec, owner: str, earlier: Sequence[Earlier],
+        say: Say, stop: Stop, threads: int, row_bytes: int,
+    ) -> None:  # fmt: skip
+        self._place, self._schema, self._table, self._owner = place, schema, table, owner
+        self._spec, self._metric = spec, cast(Metric, spec.metric)
+        self._say, self._stop, self._check = say, stop, stop.check
+        self._threads, self._row_bytes = threads, row_bytes
+        self._known = earlier
+        self._heard: list[Trial] = []
+        self._compared: list[Climbed] = []
+
+    def run(self) -> AutotuneResult:
+        """Search.
+
+        Raises:
+            Stopped: it was told to stop.
+            WalvecError: it cannot be done.
+        """
+        self._say.progress(1)
+        seed = int.from_bytes(hashlib.sha256(self._owner.encode()).digest()[:8], "big")
+        with TuningSession(self._place, self._schema, self._owner) as session:
+            self._stop.connection = session.connection
+            try:
+                self._session = session
+                self._sampler = Sampler(session, self._table, self._spec, self._row_bytes, seed, self._say, self._stop)
+                return self._search()
+            finally:
+                self._stop.connection = None
+
+    def _search(self) -> AutotuneResult:
+        spec, session = self._spec, self._session
+        subject = session.subject(self._table, spec.column)
+        if spec.create_index:
+            _check_indexes(subject, session.indexes(subject))
+        rows = self._sampler.load(subject)
+        obstacle = session.unindexable(subject, spec.metric, self._sampler.dimension)
+        if spec.create_index and obstacle:
+            raise PipelineFault(f"No index of column {spec.column} of {self._table} can be made: {obstacle}.")
+        ground = self._sampler.ground(rows, self._sampler.logged())
+        if obstacle:
+            return self._on_hnswlib(ground, obstacle)
+        trials = Trials(session, subject, spec.metric, self._sampler.dimension)
+        if spec.create_index:
+            return self._on_table(trials, subject, rows, ground)
+        del rows
+        return self._on_scratch(trials, ground)
+
+    # --- graphs -----------------------------------------------------------------------------------------------------
+
+    def _climb(self, ground: Ground, earlier: Earlier | None) -> tuple[Climbed, Proxy, Ground]:
+        """Compare graphs on a part of ``ground``; return the cheapest, its graph, and that part."""
+        small = self._sampler.part(ground, PROXY_ROWS, PROXY_QUERIES)
+        self._threads = self._threads or quicker_threads(self._sampler.dimension)
+        target = self._spec.target_recall
+        ladder = Ladder(target, rungs=[_rung(earlier)]) if earlier else Ladder(target)
+        rungs: set[Rung] = set()
+
+        def heard(proxy: Proxy, measured: Measured) -> None:
+            rungs.add(proxy.rung)
+            self._say.progress(min(45, 10 + 10 * len(rungs)))
+            self._hear_proxy(proxy, measured, small)
+
+        climbed, proxy = climb(
+            small.rows, small.queries, small.truth, self._metric, ladder, target,
+            threads=self._threads, heard=heard, check=self._check,
+        )  # fmt: skip
+        self._compared = ladder.climbed
+        return climbed, proxy, small
+
+    def _earlier(self, rows: int) -> Earlier | None:
+        """Return the newest earlier winner that holds for this search too."""
+        spec, dimension = self._spec, self._sampler.dimension
+        return next(
+            (
+                e
+                for e in self._known
+                if (e.metric, e.dimension) == (spec.metric, dimension)
+                and e.k >= spec.k
+                and e.rows >= 0.9 * rows
+                and e.recall >= spec.target_recall
+            ),
+            None,
+        )
+
+    # --- where it is measured ---------------------------------------------------------------------------------------
+
+    def _on_hnswlib(self, ground: Ground, obstacle: str) -> AutotuneResult:
+        """Without pgvector: the graphs are hnswlib's, and so is the answer."""
+        earlier = self._earlier(len(ground.rows))
+        climbed, proxy, small = self._climb(ground, earlier)
+        if small is not ground:
+            start = int(climbed.ef * math.pow(len(ground.rows) / len(small.rows), GROWTH))
+            full = Proxy(ground.rows, self._metric, climbed.rung, self._threads, self._check)
+            self._say.progress(80)
+            climbed = full.least(
+                ground.queries, ground.truth, self._ef_search(start),
+                lambda m: self._hear_proxy(full, m, ground), self._check,
+            )  # fmt: skip
+            proxy = full
+        wanted = (climbed.rung, climbed.ef, proxy.rows)
+        best = next(t for t in self._heard if (Rung(t.m, t.ef_construction), t.ef, t.rows) == wanted)
+        return self._result(best, climbed.reached, None, f"{obstacle}, so this is hnswlib's answer", earlier)
+
+    def _on_scratch(self, trials: Trials, ground: Ground) -> AutotuneResult:
+        """On a copy that holds all rows but the queries."""
+        earlier = self._earlier(len(ground.rows))
+        if earlier is not None:
+            rung, start = _rung(earlier), _start(earlier)
+        else:
+            climbed, _, small = self._climb(ground, None)
+            rung, start = climbed.rung, _scaled(climbed.ef, len(small.rows), len(ground.rows))
+        target = trials.make_scratch(ground.rows, self._check)
+        index = Table(target.table.schema, f"{target.table.name}_hnsw")
+        built = self._build(trials, target, index.name, rung, len(ground.rows), concurrently=False)
+        trials.ask(ground.queries, self._check)
+        best, reached = self._in_database(trials, target, index, ground.truth, ground.kind, rung, start, built)
+        return self._result(best, reached, None, "", earlier)
+
+    def _on_table(self, trials: Trials, subject: Subject, rows: Vectors, ground: Ground) -> AutotuneResult:
+        """On the table itself: the index stays."""
+        earlier = self._earlier(subject.rows)
+        queries, kind = ground.queries, ground.kind
+        if ground.apart is None and earlier is not None:
+            rung, start = _rung(earlier), _start(earlier)
+        else:
+            climbed, proxy, small = self._climb(ground, earlier)
+            rung = climbed.rung
+            start = _start(earlier) if earlier else _scaled(climbed.ef, len(small.rows), subject.rows)
+            if ground.apart is not None:
+                queries, kind = self._noise(rows, ground, small, climbed, proxy), "noise"
+            del proxy, small
+        truth = self._sampler.whole_truth(subject, rows, queries)
+        index, built, name = self._index(trials, subject, rung)
+        trials.ask(queries, self._check)
+        best, reached = self._in_database(trials, trials.table, index, truth, kind, rung, start, built)
+        index = trials.finish(index, name, comment(self._spec, best))
+        self._sampler.sampled = ""  # ef was measured on all rows
+        return self._result(best, reached, index, "", earlier)
+
+    def _noise(self, rows: Vectors, ground: Ground, small: Ground, climbed: Climbed, proxy: Proxy) -> Vectors:
+        """Return queries near rows of the table that are as hard to search for as the rows held out."""
+        assert ground.apart is not None and small.apart is not None
+        random = self._sampler.random
+        factor = as_hard(
+            proxy, small.rows, self._metric, small.apart, climbed.ef, climbed.recall, small.truth.k, random, self._check
+        )
+        count = min(asking.MOST, len(rows))
+        chosen = rows[random.choice(len(rows), count, replace=False)]
+        return asking.moved(chosen, self._metric, random.choice(ground.apart, count) * factor, random)
+
+    def _index(self, trials: Trials, subject: Subject, rung: Rung) -> tuple[Table, float | None, str]:
+        """Make the table's index; return it, the seconds that took (None: it was there), and its name to be."""
+        name = index_name(self._table, self._spec.column)
+        found = {index.name: index for index in self._session.indexes(subject)}
+        for rest in (f"{name}_new", name):
+            if rest in found and (rest != name or not found[rest].valid):  # of a search that was killed
+                self._session.drop_index(Table(self._table.schema, rest))
+        old = found.get(name)
+        old = old if old is not None and old.valid else None
+        wanted = {f"m={rung.m}", f"ef_construction={rung.ef_construction}"}
+        if old is not None and set(old.options) == wanted and f"_{self._metric}_ops" in old.opclass:
+            return Table(self._table.schema, name), None, name
+        index = Table(self._table.schema, f"{name}_new" if old else name)
+        self._session.unfinished = index
+        built = self._build(trials, trials.table, index.name, rung, subject.rows, concurrently=True)
+        if old is not None:  # two would leave the choice to the planner; and a table that had an index keeps one
+            index = trials.finish(index, name, "walvec autotune: being measured")
+        return index, built, name
+
+    def _build(self, trials: Trials, target: Target, name: str, rung: Rung, rows: int, *, concurrently: bool) -> float:
+        self._say.progress(50)
+        self._check()
+        return trials.build(
+            target, name, rung.m, rung.ef_construction, rows, concurrently=concurrently,
+            progress=lambda share: self._say.progress(50 + int(30 * share)),
+        )  # fmt: skip
+
+    def _in_database(
+        self, trials: Trials, target: Target, index: Table, truth: Truth, kind: str, rung: Rung, start: int,
+        built: float | None,
+    ) -> tuple[Trial, bool]:  # fmt: skip
+        """Find the least ``hnsw.ef_search``, by pgvector's own answers; return its trial and whether it is enough."""
+        self._say.progress(80)
+        trials.prepare(target, index)
+        trials.warm_up(truth.k)
+        size, search, mine = trials.size(index), self._ef_search(start), list[Trial]()
+        while (ef := search.ask()) is not None:
+            self._check()
+            found, took = trials.trial(truth.k, ef)
+            p50, p99 = np.percentile(took, (50, 99))
+            recall = truth.recall(found)
+            mine.append(
+                Trial("pgvector", rung.m, rung.ef_construction, ef, recall, float(p50), float(p99), built, size,
+                      truth.rows, len(found), kind)
+            )  # fmt: skip
+            self._hear(mine[-1])
+            search.tell(ef, recall)
+            self._say.progress(min(97, 82 + 2 * len(mine)))
+        best = max(mine, key=lambda t: (t.ef == search.found, t.recall, -t.ef))
+        return best, search.found is not None
+
+    # --- what is told -----------------------------------------------------------------------------------------------
+
+    def _ef_search(self, start: int) -> EfSearch:
+        low = min(self._spec.k, MOST_EF)
+        return EfSearch(self._spec.target_recall, start=start, low=low, enough=_ENOUGH, coarse=0.01)
+
+    def _hear(self, trial: Trial) -> None:
+        self._heard.append(trial)
+        self._say.trial(trial, self._sampler.dimension)
+
+    def _hear_proxy(self, proxy: Proxy, m: Measured, ground: Ground) -> None:
+        rung = proxy.rung
+        self._hear(
+            Trial("hnswlib", rung.m, rung.ef_construction, m.ef, m.recall, m.p50_ms, m.p99_ms, proxy.build_s,
+                  proxy.bytes, proxy.rows, len(ground.queries), ground.kind)
+        )  # fmt: skip
+
+    def _result(
+        self, best: Trial, reached: bool, index: Table | None, remark: str, earlier: Earlier | None
+    ) -> AutotuneResult:
+        summary = sentence(
+            self._spec, best, reached=reached, compared=self._compared, sampled=self._sampler.sampled, remark=remark,
+            reused=earlier is not None,
+        )  # fmt: skip
+        return AutotuneResult(tuple(self._heard), best, reached, summary, index, self._sampler.dimension)
+
+
+def _rung(earlier: Earlier) -> Rung:
+    return Rung(earlier.m, earlier.ef_construction)
+
+
+def _start(earlier: Earlier) -> int:
+    return earlier.ef if earlier.backend == "pgvector" else round(earlier.ef * PGVECTOR_SHARE)
+
+
+def _scaled(ef: int, rows: int, whole: int) -> int:
+    """Return where to begin in PostgreSQL, from what hnswlib needed on ``rows`` rows."""
+    return max(1, int(ef * PGVECTOR_SHARE * math.pow(whole / rows, GROWTH)))
+
+
+def _check_indexes(subject: Subject, indexes: Sequence[Existing]) -> None:
+    """Refuse what cannot be built or measured, before anything is read.
+
+    Raises:
+        PipelineFault: the table is partitioned, or has a vector index of the column that is not ours.
+    """
+    if subject.partitioned:
+        raise PipelineFault(
+            f"{subject.table} is partitioned, and PostgreSQL builds no index of it without locking writers out.",
+            "Name one of its partitions, or leave create_index out.",
+        )
+    name = index_name(subject.table, subject.column)
+    for index in indexes:
+        if index.valid and index.name not in (name, f"{name}_new") and _is_of(index, subject.column):
+            raise PipelineFault(
+                f"Column {subject.column} of {subject.table} has the vector index {index.name} already; with a second "
+                "one PostgreSQL chooses by itself, and the recall of neither can be measured.",
+                f"DROP INDEX CONCURRENTLY {subject.table.schema}.{index.name}; or leave create_index out.",
+            )
+
+
+def _is_of(index: Existing, column: str) -> bool:
+    quoted = '"' + column.replace('"', '""') + '"'
+    return index.of in (column, quoted) or index.of.startswith(
+        (f"({column})::", f"({quoted})::", f"({column}::", f"({quoted}::")
+    )

@@ -1,0 +1,251 @@
+"""A search for HNSW parameters at home in PostgreSQL: its session, what it reads, and how it leaves nothing behind.
+
+Blocking: a search for parameters runs in a thread of its own, with one session. What it makes on the way is dropped at
+its end, also where it is cancelled; what a killed process leaves behind is dropped by the next run, which knows it by
+the advisory lock that nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from cdc.errors import PipelineFault, Unavailable, WalvecError
+from cdc.flow.keymap import KeyCodec
+from cdc.flow.vectorformat import VectorFormat
+from cdc.postgres import expressions
+from cdc.postgres.connect import classify, connect_sync
+from cdc.postgres.queries import bound, query
+from cdc.postgres.vector_copy import copy_vectors
+from cdc.rows import Column, Table
+
+Conn = psycopg.Connection[TupleRow]
+
+LIMITS: Final = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
+"""The widest that pgvector's HNSW takes (https://github.com/pgvector/pgvector#hnsw)."""
+KINDS: Final = {"vector": "vector", "halfvec": "halfvec", "_float4": "vector", "_float8": "vector", "bit": "bit"}
+"""What pgvector indexes a column of a type as; arrays by a cast."""
+_NO_KEY: Final = KeyCodec((Column("n", "integer", "int4"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to connect; ``slot`` is the first word of the session's ``application_name``."""
+
+    database_url: str
+    slot: str = "walvec"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The column to tune for. ``base`` is the ``typname`` of its type, ``width`` the dimension it declares, else -1."""
+
+    table: Table
+    column: str
+    oid: int
+    base: str
+    width: int
+    partitioned: bool
+    rows: int  # with a vector
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A vector index of the user's table."""
+
+    name: str
+    valid: bool
+    of: str  # the column or expression
+    options: tuple[str, ...]  # m=16 …
+    comment: str
+    opclass: str
+
+
+class TuningSession:
+    """One session with the target database, and what one search makes in it. A context manager.
+
+    Args:
+        place: Where to connect.
+        schema: The control schema: scratch tables live in it.
+        owner: Names them; two searches of one owner cannot run at once.
+
+    Raises:
+        Unavailable: the server is away, or another search of this owner runs.
+        ConfigError: the role may not do what is needed.
+    """
+
+    def __init__(self, place: Place, schema: str, owner: str) -> None:
+        self.connection = connect_sync(place, "autotune")
+        self.unfinished: Table | None = None
+        """An index of the user's table that is being built: dropped at the end, if it is still named here."""
+        self.place = place
+        self.scratch = scratch_table(schema, owner)
+        """The table for a copy of the vectors; made by who needs it."""
+        self.pgvector = ""
+        """pgvector's version; empty: there is none with HNSW."""
+        self.operators = ""
+        """pgvector's schema."""
+
+    def __enter__(self) -> TuningSession:
+        try:
+            self._open()
+        except BaseException:
+            self.connection.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+        clean(self.place, self.scratch, self.unfinished)
+
+    def _open(self) -> None:
+        if not self.one("lock", name=self.scratch.name)[0]:
+            raise Unavailable("Another search for index parameters of the same job is running in this database.")
+        row = self.rows(bound("tuning", "pgvector"))
+        if row:
+            self.operators, self.pgvector = row[0]
+        self._remove_leftovers()
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    def subject(self, table: Table, column: str) -> Subject:
+        """Return what is known of the column.
+
+        Raises:
+            PipelineFault: there is no such column, or it holds no vectors.
+        """
+        found = self.rows(bound("tuning", "column"), {"schema": table.schema, "table": table.name, "column": column})
+        if not found or found[0][1] not in ("r", "p", "m"):
+            raise PipelineFault(f"There is no table {table} in this database.")
+        oid, relation, bare, modifier = found[0]
+        if bare is None:
+            raise PipelineFault(f"{table} has no column {column}.")
+        counted = self.rows(
+            query("tuning", "count", table=expressions.identifier(table), column=sql.Identifier(column))
+        )
+        return Subject(table, column, oid, bare, modifier, relation == "p", counted[0][0])
+
+    def vectors(
+        self, subject: Subject, metric: str, share: float, seed: int, stop: threading.Event
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the column's vectors, shape ``(rows, dimension)``: all of them, or a random ``share``.
+
+        Raises:
+            PipelineFault: it holds no vectors of which there is such a distance.
+        """
+        layout = VectorFormat.of(subject.table, subject.column, subject.base, metric)
+        sample = f"TABLESAMPLE BERNOULLI ({min(100.0, 100 * share):.6f}) REPEATABLE ({seed % 1_000_000})"
+        statement = query(
+            "tuning", "vectors", table=expressions.identifier(subject.table), column=sql.Identifier(subject.column),
+            sample=sql.SQL(sample if share < 1 else ""),
+        )  # fmt: skip
+        width = subject.width if subject.width > 0 and subject.base in KINDS else None
+        copied = copy_vectors(self.connection, sql.SQL(statement.as_string(None)), _NO_KEY, layout, width, stop)
+        for chunk in copied:
+            if len(chunk.vectors):
+                yield chunk.vectors
+
+    def unindexable(self, subject: Subject, metric: str, dimension: int) -> str:
+        """Return why pgvector cannot index the column, as half a sentence; empty: it can."""
+        kind = KINDS.get(subject.base, "")
+        if not self.pgvector:
+            return "this database has no pgvector with HNSW (CREATE EXTENSION vector)"
+        if not kind or (metric == "hamming") != (kind == "bit"):
+            return f"pgvector has no index of a column of type {subject.base} by {metric} distance"
+        if kind in ("halfvec", "bit") and _version(self.pgvector) < (0, 7):
+            return f"pgvector {self.pgvector} has no HNSW for {kind}; 0.7 has"
+        if dimension > LIMITS[kind]:
+            return f"pgvector indexes a {kind} of at most {LIMITS[kind]} dimensions, and there are {dimension}"
+        return ""
+
+    def indexes(self, subject: Subject) -> list[Existing]:
+        """Return the table's vector indexes."""
+        found = self.rows(bound("tuning", "indexes"), {"table": subject.oid})
+        return [Existing(name, valid, of, tuple(opts), comment, cls) for name, valid, of, opts, comment, cls in found]
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of the session."""
+        self.one("setting", name=name, value=value)
+
+    def execute(self, statement: sql.SQL | sql.Composed) -> None:
+        """Run a statement; what goes wrong is said in walvec's words."""
+        try:
+            self.connection.execute(statement)
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+
+    def rows(self, statement: sql.SQL | sql.Composed, params: dict[str, Any] | None = None) -> list[TupleRow]:
+        """Return a statement's rows."""
+        try:
+            return self.connection.execute(statement, params).fetchall()
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+
+    def one(self, named: str, /, **params: object) -> TupleRow:
+        """Return the first row of a query of ``sql/tuning.sql``."""
+        return self.rows(bound("tuning", named), params)[0]
+
+    def drop_index(self, index: Table) -> None:
+        """Drop an index without locking anybody out, if it is there."""
+        self.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
+
+    def _remove_leftovers(self) -> None:
+        for (name,) in self.rows(bound("tuning", "scratch_tables"), {"schema": self.scratch.schema}):
+            if self.one("lock", name=name)[0]:
+                table = Table(self.scratch.schema, name)
+                self.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(table)))
+                self.one("unlock", name=name)
+
+
+def clean(place: Place, scratch: Table, index: Table | None) -> None:
+    """Drop a search's scratch table and its unfinished index; a server that is away is left to the next run."""
+    with suppress(WalvecError, psycopg.Error), connect_sync(place, "autotune") as conn:
+        conn.execute("SET lock_timeout = '20s'")
+        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
+        if index is not None:
+            conn.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
+
+
+def sweep(place: Place, schema: str, owner: str, table: Table, column: str) -> None:
+    """Drop what a killed search of ``owner`` has left behind: its scratch table, and an index that is not finished.
+
+    Raises:
+        Unavailable: the server is away, or such a search is running.
+    """
+    with TuningSession(place, schema, owner) as session:
+        name = index_name(table, column)
+        for rest, valid in session.rows(
+            bound("tuning", "named_indexes"), {"schema": table.schema, "names": [name, f"{name}_new"]}
+        ):
+            if rest != name or not valid:
+                session.drop_index(Table(table.schema, rest))
+
+
+def scratch_table(schema: str, owner: str) -> Table:
+    """Return the scratch table of a search."""
+    return Table(schema, f"autotune_scratch_{hashlib.sha256(owner.encode()).hexdigest()[:16]}")
+
+
+def index_name(table: Table, column: str) -> str:
+    """Return the name of the index that autotune makes: at most 59 bytes, room left for ``_new``."""
+    name = f"walvec_autotune_{table.name}_{column}"
+    if len(name.encode()) <= 59:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[:50].decode('utf-8', 'ignore')}_{digest}"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
