@@ -15,6 +15,7 @@ from cdc.errors import ConfigError
 from cdc.job_wishes import Wish, read_wish
 from cdc.jobs import EmbeddingSpec, JobKind
 from cdc.ports import ModelChoice
+from cdc.telemetry import logs
 from inference import lantern
 from inference.address import Access
 from inference.completion import Completer
@@ -66,6 +67,7 @@ class JobModels:
         """
         try:
             wish = read_wish(self._settings, self._environ, spec, kind)
+            logs.hide([wish.secret])
             model = self._model(wish, self._batch_rows(spec, wish))
         except ModelMisconfigured as exc:
             raise ConfigError(str(exc)) from exc
