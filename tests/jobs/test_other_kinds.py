@@ -1,0 +1,117 @@
+"""External index and autotune jobs through the daemon: claimed by one, searched by HTTP, canceled, tried again."""
+
+import json
+
+import pytest
+
+from cdc.testing.daemon import Daemon
+from tests.jobs.conftest import AUTOTUNE_TABLE, EMBEDDING_TABLE, INDEX_TABLE, eventually
+from tests.jobs.test_databases import ask
+
+TABLES = "--embedding-table embedding_generation_jobs --external-index-table external_index_jobs"
+TABLES += " --autotune-table index_autotune_jobs"
+
+
+@pytest.fixture
+def db(database18):
+    with database18.connect() as connection:
+        for statement in (EMBEDDING_TABLE, INDEX_TABLE, AUTOTUNE_TABLE):
+            connection.execute(statement)
+        connection.execute("CREATE TABLE points (id int PRIMARY KEY, body text, v real[])")
+        connection.execute(
+            "INSERT INTO points SELECT i, 'point ' || i, ARRAY[i, i * i % 97, i * 7 % 13, 1]::real[]"
+            " FROM generate_series(1, 500) AS i"
+        )
+        yield connection
+
+
+def daemon(database, tmp_path, name="one", **environment):
+    return Daemon(database.url, *TABLES.split(), WALVEC_INDEX_DIR=str(tmp_path / name), **environment)
+
+
+def add_index(db, database, **columns):
+    values = {
+        "database_id": "", "db_connection": database.url, "schema": "public", "table": "points", "column": "v",
+        "operator": "dist_l2sq_ops", "efc": 64, "ef": 64, "m": 8, **columns,
+    }  # fmt: skip
+    return insert(db, "external_index_jobs", values)
+
+
+def add_autotune(db, database, **columns):
+    values = {
+        "database_id": "", "db_connection": database.url, "schema": "public", "table": "points", "column": "v",
+        "metric_kind": "l2sq", "target_recall": 90, "k": 5, "create_index": False, **columns,
+    }  # fmt: skip
+    return insert(db, "index_autotune_jobs", values)
+
+
+def insert(db, table, values):
+    names = ", ".join(f'"{name}"' for name in values)
+    marks = ", ".join(["%s"] * len(values))
+    return db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks}) RETURNING id", list(values.values())).fetchone()[
+        0
+    ]
+
+
+def row(db, table, id):
+    return db.execute(f"SELECT to_jsonb(t) FROM {table} AS t WHERE id = %s", [id]).fetchone()[0]
+
+
+def finished(db, table, id, log, timeout_s=60.0):
+    def over():
+        found = row(db, table, id)
+        assert found["failed_at"] is None, found["failure_reason"]
+        return found["finished_at"] and found
+
+    return eventually(over, timeout_s, log()[-3000:])
+
+
+def test_an_external_index_is_built_by_one_of_two_daemons_and_searched(db, database18, tmp_path):
+    with daemon(database18, tmp_path, WALVEC_HTTP="127.0.0.1:0") as one:
+        port = one.wait_for("http_listening")["address"].rpartition(":")[2]
+        one.wait_for("job_feed_streaming")
+        id = add_index(db, database18)
+        with daemon(database18, tmp_path, "two") as two:
+            found = finished(db, "external_index_jobs", id, lambda: one.log)
+            assert found["progress"] == 100
+            assert not [e for e in two.events if e["event"] == "job_failed"]
+            asked = {"pipeline": "public.points.v", "vector": [7, 49, 10, 1], "k": 2}
+            code, answer = eventually(lambda: (a := ask(port, "/v1/search", asked)) and a[0] == 200 and a, 20, one.log)
+            assert json.loads(answer)["results"][0]["key"] == {"id": 7}, answer
+            db.execute("INSERT INTO points VALUES (501, 'new', ARRAY[1000, 1000, 1000, 1])")
+            asked["vector"] = [1000, 1000, 1000, 1]
+            eventually(lambda: '"id":501' in ask(port, "/v1/search", asked)[1].replace(" ", ""), 20, one.log)
+            assert code == 200
+            one.kill()  # the other takes the job over
+            two.wait_for("job_started")
+        db.execute("UPDATE external_index_jobs SET canceled_at = now()")
+        with daemon(database18, tmp_path) as again:
+            ask_slots = "SELECT FROM pg_replication_slots WHERE database = current_database() AND NOT temporary"
+            eventually(lambda: not db.execute(ask_slots).fetchall(), 20, again.log)
+
+
+def test_autotune_fills_the_results_table_and_is_done_once(db, database18, tmp_path):
+    with daemon(database18, tmp_path) as one, daemon(database18, tmp_path, "two") as two:
+        id = add_autotune(db, database18)
+        found = finished(db, "index_autotune_jobs", id, lambda: one.log + two.log, 90)
+        assert found["started_at"] is not None
+        assert found["progress"] == 100
+        rows = db.execute(
+            "SELECT count(*) > 0, count(*) FILTER (WHERE best), max(recall) > 50 FROM walvec.autotune_results"
+            " WHERE experiment_id = %s",
+            [id],
+        ).fetchone()
+        assert rows == (True, 1, True)
+        assert sum(e["event"] == "job_finished" for e in one.events + two.events) == 1
+        broken = add_autotune(db, database18, column="body")
+        eventually(lambda: row(db, "index_autotune_jobs", broken)["failed_at"])
+        db.execute("UPDATE index_autotune_jobs SET canceled_at = now() WHERE id = %s", [broken])
+        assert (one.stop(), two.stop()) == (0, 0)
+
+
+def test_only_the_kinds_whose_tables_are_given_are_run(db, database18):
+    id = add_index(db, database18)
+    with Daemon(database18.url, "--embedding-table", "embedding_generation_jobs") as one:
+        one.wait_for("job_feed_streaming")
+        assert row(db, "external_index_jobs", id)["started_at"] is None
+        assert one.stop() == 0
