@@ -44,7 +44,7 @@ def values(db, sql):
 
 def test_completions_fill_a_typed_column_and_no_error_becomes_an_answer(jobs):
     api = FakeApi(key=KEY, refuses=lambda text: text == "poison")
-    said = {"five": "5", "many": "I cannot count that", "cut": Answer(200, cut_off())}
+    said: dict[str, str | Answer] = {"five": "5", "many": "I cannot count that", "cut": Answer(200, cut_off())}
     api.answers = lambda text: said.get(text, "7")
     db = jobs.db
     db.execute("ALTER TABLE embedding_generation_jobs ADD job_type text, ADD column_type text")
