@@ -238,9 +238,11 @@ def test_detached_and_attached_again_it_embeds_what_changed_meanwhile(scene18, d
 
 
 def test_one_that_comes_back_before_anybody_saw_it_go_is_compared_all_the_same(scene18, db18, monkeypatch):
+    """The table's place in the publication tells nothing of it: another job reads the table too."""
     name = scene18.job("title", "vec", model := Twin(8))
+    other = scene18.job("title", "vec2", Twin(8), job="2")
     scene18.start()
-    scene18.backfilled(name)
+    scene18.backfilled(name, other)
     scene18.sync()
     with monkeypatch.context() as silent:
         silent.setattr(jobs, "_wake", lambda conn: None)
