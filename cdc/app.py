@@ -252,6 +252,7 @@ class EngineFace:
         vector: Sequence[float] | None,
         k: int,
         filter: Mapping[str, object] | None,
+        ef: int | None = None,
     ) -> list[dict[str, object]]:
         """Return up to ``k`` rows nearest to ``query`` or ``vector``, nearest first."""
         with connect_sync(self._settings, "search") as conn:
@@ -259,7 +260,7 @@ class EngineFace:
             if vector is None:
                 asked = asyncio.run_coroutine_threadsafe(self._model.embed([query or ""], query=True), self._loop)
                 vector = first_vector(asked.result)
-            return nearest(conn, what, vector, k, filter)
+            return nearest(conn, what, vector, k, filter, ef)
 
     def sync(self, timeout_s: float) -> bool:
         """Wait until all that was committed before the call is settled; False when time ran out."""
@@ -410,7 +411,7 @@ def reconcile(
             return [verifier.compare(name).to_json() for name in names]
         admin = Admin(conn, settings)
         asked = admin.ask_reconcile(names)
-        if admin.has_consumer():
+        if admin.has_consumer(names):
             while not admin.show_requests(asked, progress):
                 time.sleep(0.2)
         else:

@@ -96,13 +96,20 @@ class Admin:
         return self._change("clear", [pipeline, pipeline]).rowcount
 
     def ask_reconcile(self, pipelines: Sequence[str]) -> list[int]:
-        """Ask the consumer to scan these pipelines from the start; return the requests' ids."""
+        """Ask their consumers to scan these pipelines from the start; return the requests' ids.
+
+        Raises:
+            ConfigError: One of them is a job's, and no daemon runs it.
+        """
+        idle = self._rows("idle_jobs", [list(pipelines)])
+        if idle:
+            raise ConfigError(f'No daemon runs the job of "{idle[0]["name"]}".', "Start `walvec start-daemon`.")
         return [int(row[0]) for row in self._change("ask_reconcile", [list(pipelines)]).fetchall()]
 
-    def has_consumer(self) -> bool:
-        """Tell whether a consumer holds the slot."""
-        rows = self._rows("consumer", [self._settings.slot])
-        return bool(rows and rows[0]["active"])
+    def has_consumer(self, pipelines: Sequence[str]) -> bool:
+        """Tell whether consumers hold the slots of all these pipelines."""
+        (row,) = self._rows("consumers", [list(pipelines)])
+        return bool(row["active"])
 
     def show_requests(self, requests: Sequence[int], progress: Callable[[str, int, int], None]) -> bool:
         """Tell ``progress`` (pipeline, rows done, in all) how far the requests are; return whether all are done."""

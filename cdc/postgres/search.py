@@ -21,6 +21,9 @@ from cdc.rows import Table
 
 Conn = psycopg.Connection[TupleRow]
 
+MOST_EF = 1000
+"""pgvector looks at no more candidates than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Searchable:
@@ -42,6 +45,7 @@ def searchable(conn: Conn, schema: str, pipeline: str) -> Searchable:
     Raises:
         UnknownPipeline: there is none of this name.
         Unavailable: it has not met its model yet.
+        ConfigError: it keeps no vectors.
         PipelineFault: its table cannot be followed now.
     """
     control = sql.Identifier(schema)
@@ -60,13 +64,20 @@ def searchable(conn: Conn, schema: str, pipeline: str) -> Searchable:
      fingerprint) = row  # fmt: skip
     if dimension is None or fingerprint is None:
         raise Unavailable(f'"{pipeline}" has not met its model yet, so nothing is embedded.')
+    if not dimension:
+        raise ConfigError(f'"{pipeline}" keeps answers in words, which have no distance to search by.')
     source = source_of(conn, Table(source_schema, source_table), publication, schema, texts or None)
     holder = source.table if column else Table(target_schema, target_table)
     return Searchable(pipeline, source, holder, column or "embedding", kind, dimension, model, bytes(fingerprint))
 
 
 def nearest(
-    conn: Conn, what: Searchable, vector: Sequence[float], k: int, filter: Mapping[str, object] | None = None
+    conn: Conn,
+    what: Searchable,
+    vector: Sequence[float],
+    k: int,
+    filter: Mapping[str, object] | None = None,
+    ef: int | None = None,
 ) -> list[dict[str, object]]:
     """Return up to ``k`` rows nearest to ``vector`` by cosine distance, nearest first, with key, distance and content.
 
@@ -76,6 +87,7 @@ def nearest(
         vector: Shape ``(dimension,)``.
         k: How many.
         filter: Column of the source → the value it must have.
+        ef: How many candidates pgvector's index looks at (``hnsw.ef_search``); None: what the server is set to.
 
     Raises:
         ConfigError: the vector has another dimension, or the filter names no column.
@@ -101,6 +113,8 @@ def nearest(
         )
         with conn.transaction():
             conn.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            if ef is not None and not plain:
+                conn.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(sql.Literal(min(ef, MOST_EF))))
             cursor = conn.execute(statement, params)
             result = cursor.pgresult
     except psycopg.errors.UndefinedColumn as exc:

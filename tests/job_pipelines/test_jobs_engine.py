@@ -12,12 +12,15 @@ import numpy as np
 import psycopg
 import pytest
 
+from cdc import app
 from cdc.errors import ConfigError
 from cdc.flow.disposition import Failure
 from cdc.jobs import JobKind
 from cdc.ports import EmbedFailed
 from cdc.postgres import columns
 from cdc.postgres import job_pipelines as jobs
+from cdc.postgres.admin import Admin
+from cdc.postgres.search import searchable
 from cdc.services import fleet
 from cdc.status import PipelineState
 from cdc.testing.database import Database
@@ -254,6 +257,21 @@ def test_one_that_comes_back_before_anybody_saw_it_go_is_compared_all_the_same(s
     assert len(model.asked) == 40
 
 
+def test_a_reconcile_is_asked_of_the_daemon_and_refused_without_one(scene18, db18):
+    name = scene18.job("title", "vec", Twin(8))
+    with pytest.raises(ConfigError, match="No daemon runs"):
+        scene18.with_control(lambda conn: Admin(conn, scene18.settings).ask_reconcile([name]))
+    scene18.start()
+    scene18.backfilled(name)
+    (hashes,) = db18.execute("SELECT target_table FROM walvec.pipelines").fetchone()
+    db18.execute(f'DELETE FROM walvec."{hashes}" WHERE id = 5; UPDATE docs SET vec = NULL WHERE id = 5')
+    elsewhere = replace(scene18.settings, slot="walvec", publication="walvec")  # as somebody at a shell has them
+    app.reconcile(elsewhere, name, dry_run=False, progress=lambda *_: None)
+    scene18.sync()
+    assert_exact(db18, "title", "vec", 8)
+    assert db18.execute("SELECT slot_name FROM pg_replication_slots").fetchall() == [("walvec_jobs",)]
+
+
 def test_the_last_one_gone_the_slot_goes_and_all_comes_back(scene18, db18):
     model = Twin(8)
     name = scene18.job("title", "vec", model)
@@ -418,6 +436,8 @@ def test_answers_are_cast_and_those_that_cannot_be_are_set_aside(scene18, db18):
     found = dict(db18.execute("SELECT id, rating FROM docs WHERE id BETWEEN 3 AND 6").fetchall())
     assert found == {3: 99, 4: None, 5: None, 6: None}
     assert scene18.status(name).state is PipelineState.READY and scene18.status(name).model == "twin-8"
+    with pytest.raises(ConfigError, match="answers in words"):
+        searchable(db18, "walvec", name)
 
 
 def test_answers_into_text_follow_one_another(scene18, db18):

@@ -80,5 +80,14 @@ JOIN {schema}.pipelines AS p ON p.id = r.pipeline_id
 JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE r.id = ANY (%s)
 
--- name: consumer
-SELECT active_pid IS NOT NULL AS active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s
+-- name: consumers
+-- Whether somebody holds the slot of each of these pipelines.
+SELECT bool_and(r.active_pid IS NOT NULL) AS active
+FROM {schema}.pipelines AS p LEFT JOIN pg_catalog.pg_replication_slots AS r ON r.slot_name = p.slot
+WHERE p.name = ANY (%s)
+
+-- name: idle_jobs
+-- Those of these pipelines that a job asked for and nobody runs.
+SELECT p.name FROM {schema}.pipelines AS p LEFT JOIN pg_catalog.pg_replication_slots AS r ON r.slot_name = p.slot
+WHERE p.name = ANY (%s) AND p.kind <> 'default' AND r.active_pid IS NULL
+ORDER BY p.name
