@@ -88,7 +88,6 @@ class Life:
             member.job = job
             if member.conflict is not None:
                 raise written_twice(job, str(member.conflict))
-            log.info("job_started", job=str(member.id), database=job.place, kind=asked.kind.value)
             await self._run(job, report)
             await report.finished()
             if asked.kind is not JobKind.AUTOTUNE:
@@ -128,12 +127,13 @@ class Life:
 
     async def _run(self, job: Job, report: JobReport) -> None:
         runner = self._runners[job.kind]
-        if job.kind not in CLAIMED:
+        claim = await self._books.claim(job.id) if job.kind in CLAIMED else None
+        if claim is None and job.kind in CLAIMED:
+            raise _Elsewhere
+        log.info("job_started", job=str(job.id), database=job.place, kind=job.kind.value)
+        if claim is None:
             await runner.run(job, report)
             return
-        claim = await self._books.claim(job.id)
-        if claim is None:
-            raise _Elsewhere
         running = asyncio.ensure_future(runner.run(job, report))
         lost = asyncio.ensure_future(claim.lost())
         try:

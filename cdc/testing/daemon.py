@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from types import TracebackType
 from typing import Self
 
 from cdc.testing.consumer import Consumer
@@ -19,7 +22,8 @@ class Daemon(Consumer):
     """
 
     def __init__(self, url: str, *arguments: str, **environment: str) -> None:
-        super().__init__(url, **environment)
+        self._indexes = tempfile.mkdtemp(prefix="walvec-indexes-")
+        super().__init__(url, **{"WALVEC_INDEX_DIR": self._indexes, **environment})
         self.arguments = (*(("--uri", url) if url else ()), *arguments)
 
     def start(self) -> Self:
@@ -30,3 +34,9 @@ class Daemon(Consumer):
                 env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, exc, trace)
+        shutil.rmtree(self._indexes, ignore_errors=True)

@@ -1,13 +1,18 @@
 """The daemon over Lantern's tables: its documented statements, and the life of a job."""
 
+import json
 import re
+import secrets
 import time
 from datetime import datetime
 
 import pytest
 
+from cdc.testing.cluster import Cluster
 from cdc.testing.daemon import Daemon
-from tests.jobs.conftest import AUTOTUNE_TABLE, EMBEDDING_TABLE, INDEX_TABLE, eventually
+from inference.testing_api import Answer, FakeApi
+from tests.jobs.conftest import AUTOTUNE_TABLE, EMBEDDING_TABLE, INDEX_TABLE, Jobs, eventually
+from tests.jobs.test_models_daemon import served
 
 
 def test_lanterns_documented_statements_work_unchanged(database18):
@@ -31,7 +36,8 @@ def test_lanterns_documented_statements_work_unchanged(database18):
                 40,
             )
             assert db.execute(
-                "SELECT init_started_at <= init_finished_at, init_progress, init_failed_at FROM embedding_generation_jobs"
+                "SELECT init_started_at <= init_finished_at, init_progress, init_failed_at"
+                " FROM embedding_generation_jobs"
             ).fetchone() == (True, 100, None)
             db.execute("INSERT INTO articles (title) VALUES ('My articles title')")
             eventually(
@@ -280,3 +286,89 @@ def has_default(jobs):
         "SELECT atthasdef FROM pg_attribute WHERE attrelid = 'embedding_generation_jobs'::regclass"
         " AND attname = 'database_id'"
     ).fetchone()[0]
+
+
+def test_a_model_that_breaks_later_counts_failures_and_keeps_what_is_there(jobs):
+    jobs.db.execute(
+        "ALTER TABLE embedding_generation_jobs ADD failed_requests bigint, ADD failed_rows bigint DEFAULT 0"
+    )
+    jobs.texts("articles", 4)
+    api = FakeApi(dimension=8)
+    with served(api), jobs.daemon() as daemon:
+        id = jobs.add(runtime="openai", embedding_model="m", runtime_params=json.dumps({"base_url": api.url}))
+        jobs.until(id, "init_finished_at")
+        before = vectors(jobs, 1)
+        api.script.extend([Answer(500, {"error": "broken"})] * 100_000)
+        jobs.db.execute("INSERT INTO articles (body) SELECT 'later ' || i FROM generate_series(1, 3) AS i")
+        failed = "SELECT sum(rows)::int FROM walvec.embedding_usage_info WHERE job_id = %s AND failed"
+        assert eventually(lambda: jobs.db.execute(failed, [id]).fetchone()[0], why=daemon.log[-3000:]) >= 3
+        eventually(lambda: jobs.row(id)["failed_rows"] >= 3)
+        assert jobs.row(id)["failed_requests"] >= 1
+        assert vectors(jobs, 1) == before
+        api.script.clear()
+        eventually(lambda: jobs.missing() == 0, why=daemon.log[-3000:])
+
+
+def test_an_edit_to_an_unknown_model_stops_the_job_and_says_so(jobs):
+    jobs.texts("articles", 1)
+    with jobs.daemon() as daemon:
+        id = jobs.add()
+        jobs.until(id, "init_finished_at")
+        before = vectors(jobs, 1)
+        jobs.set(id, embedding_model="no-such-model", runtime="ort")
+        row = jobs.until(id, "init_failed_at")
+        assert "no-such-model" in row["init_failure_reason"]
+        daemon.wait_for("pipeline_failed")
+        jobs.db.execute("INSERT INTO articles (body) VALUES ('new')")
+        time.sleep(0.5)  # long enough for a model that still ran
+        assert jobs.missing() == 1
+        assert vectors(jobs, 1) == before
+        jobs.set(id, embedding_model="hash-8", runtime="hash")
+        eventually(lambda: jobs.missing() == 0)
+        eventually(lambda: jobs.row(id)["init_failed_at"] is None)
+
+
+def test_progress_rises_and_everything_that_comes_meanwhile_is_embedded(jobs):
+    jobs.texts("articles", 15_000)
+    with jobs.daemon(WALVEC_BATCH_ROWS="50", WALVEC_INFLIGHT="1") as daemon:
+        id = jobs.add()
+        seen = set()
+
+        def over():
+            row = jobs.row(id)
+            seen.add(row["init_progress"])
+            return row["init_finished_at"]
+
+        jobs.until(id, "init_started_at")
+        jobs.db.execute("INSERT INTO articles (body) SELECT 'meanwhile ' || i FROM generate_series(1, 500) AS i")
+        eventually(over, 40, daemon.log[-3000:])
+        assert jobs.row(id)["init_progress"] == 100
+        assert len(seen - {0, 100}) >= 2, seen
+        eventually(lambda: jobs.missing() == 0)
+
+
+def test_the_control_database_may_restart(pg18):
+    with Cluster.create("18") as cluster:
+        control = cluster.start().create_database("control")
+        target = pg18.create_database(f"t_{secrets.token_hex(6)}")
+        with target.connect() as db:
+            db.execute("CREATE TABLE articles (id int PRIMARY KEY, body text)")
+            db.execute("INSERT INTO articles VALUES (1, 'text')")
+            with control.connect() as book:
+                jobs = Jobs(control, book)
+                daemon = jobs.daemon()
+                with daemon:
+                    first = jobs.add(db_connection=target.url)
+                    jobs.until(first, "init_finished_at")
+                    cluster.restart()
+                    db.execute("INSERT INTO articles VALUES (2, 'meanwhile')")
+                    with control.connect() as again:
+                        jobs.db = again
+                        second = jobs.add(db_connection=target.url, dst_column="w")
+                        jobs.until(second, "init_finished_at", 30)
+                        assert db.execute("SELECT count(v), count(w) FROM articles").fetchone() == (2, 2)
+                        jobs.set(first, canceled_at="now")
+                        jobs.set(second, canceled_at="now")
+                        daemon.wait_for("job_engine_released", 20)
+                        assert daemon.stop() == 0
+        target.drop()
