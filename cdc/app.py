@@ -17,7 +17,7 @@ import structlog
 from cdc.config import Settings
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
-from cdc.ports import Embedded, EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
+from cdc.ports import CANARY, Embedded, EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
 from cdc.postgres.admin import Admin
 from cdc.postgres.connect import connect_sync, parse_dsn
 from cdc.postgres.declared import Declared, by_publication
@@ -36,7 +36,7 @@ from cdc.telemetry.metrics import Metrics
 from inference import errors
 from inference.address import Access
 from inference.contract import ModelOptions
-from inference.embedder import Embedder, Limits
+from inference.embedder import Embedder, Limits, Probed
 from inference.front import Front
 from inference.packing import pack
 from inference.registry import ApiOptions, make_embedder
@@ -94,6 +94,13 @@ class EmbedderModel:
         """Return one vector per text, in order, and the tokens that the runtime counted, where it counts."""
         with tallied() as tally:
             return Embedded(await self.embed(texts, bulk=bulk), tally.tokens)
+
+    async def probe(self) -> None:
+        """Find out whether the model works, in the runtime's own way where it has one."""
+        if isinstance(self._embedder, Probed):
+            await self._guard(self._embedder.probe())
+        else:
+            await self.embed([CANARY])
 
     def tokens(self, size: int) -> int:
         """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""

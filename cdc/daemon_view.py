@@ -98,7 +98,7 @@ class DaemonView:
             raise ConfigError(f"{pipeline} is an external index, which takes no filter.", "Leave the filter out.")
         settings = self._settings(home.url, home.identity)
         with connect_sync(settings, "search") as conn:
-            return nearest(conn, searchable(conn, settings.schema, name), vector, k, filter)
+            return nearest(conn, searchable(conn, settings.schema, name), vector, k, filter, ef)
 
     def sync(self, timeout_s: float) -> bool:
         """Wait until all that was committed before the call, on every database, is settled."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 MAX_BODY_BYTES = 1 << 20
 MAX_K = 1000
+MAX_EF = 10_000
 MAX_QUERY_CHARACTERS = 100_000
 MAX_DIMENSION = 16_000  # pgvector's own limit for a column
 MAX_TIMEOUT_S = 3600.0
@@ -20,13 +21,17 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """A checked body of ``POST /v1/search``: exactly one of ``query`` and ``vector`` is set."""
+    """A checked body of ``POST /v1/search``: exactly one of ``query`` and ``vector`` is set.
+
+    ``ef`` is how many candidates an HNSW index looks at; None: what the index or the server is set to.
+    """
 
     pipeline: str
     query: str | None
     vector: list[float] | None
     k: int
     filter: dict[str, object] | None
+    ef: int | None = None
 
 
 def search_request(body: bytes) -> SearchRequest:
@@ -35,7 +40,7 @@ def search_request(body: bytes) -> SearchRequest:
     Raises:
         BadRequest: it is not as documented.
     """
-    fields = _fields(body, {"pipeline", "query", "vector", "k", "filter"})
+    fields = _fields(body, {"pipeline", "query", "vector", "k", "ef", "filter"})
     pipeline = fields.get("pipeline")
     if not isinstance(pipeline, str) or not pipeline:
         raise BadRequest('"pipeline" must be the name of a pipeline.')
@@ -48,8 +53,9 @@ def search_request(body: bytes) -> SearchRequest:
         pipeline,
         _query(fields["query"]) if "query" in fields else None,
         _vector(fields["vector"]) if "vector" in fields else None,
-        _k(fields.get("k", 10)),
+        _whole("k", fields.get("k", 10), MAX_K),
         wanted,
+        None if fields.get("ef") is None else _whole("ef", fields["ef"], MAX_EF),
     )
 
 
@@ -98,9 +104,9 @@ def _vector(value: object) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _k(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_K:
-        raise BadRequest(f'"k" must be a whole number from 1 to {MAX_K}.')
+def _whole(name: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise BadRequest(f'"{name}" must be a whole number from 1 to {most}.')
     return value
 
 

@@ -142,6 +142,7 @@ class Routes:
                 vector=asked.vector,
                 k=asked.k,
                 filter=asked.filter,
+                ef=asked.ef,
             ),
             self._search_timeout_s,
         )

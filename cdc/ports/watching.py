@@ -76,10 +76,12 @@ class EngineView(Protocol):
         vector: Sequence[float] | None,
         k: int,
         filter: Mapping[str, object] | None,
+        ef: int | None = None,
     ) -> list[dict[str, object]]:
         """Return up to ``k`` rows nearest to ``query`` or ``vector`` (one is None), nearest first. May block.
 
-        Each is ``{"key": {column: value}, "distance": float, "content": str or None}``.
+        Each is ``{"key": {column: value}, "distance": float, "content": str or None}``. ``ef`` is how many candidates
+        an HNSW index looks at; None: what it is set to.
 
         Raises:
             cdc.errors.UnknownPipeline: no pipeline has this name.

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
@@ -27,8 +28,8 @@ BOOKS: Final = ("embedding_generation_jobs", "external_index_jobs", "index_autot
 
 TABLES: Final = """
 CREATE TABLE embedding_generation_jobs (
-    id serial PRIMARY KEY, database_id text NOT NULL, db_connection text NOT NULL, schema text NOT NULL DEFAULT 'public',
-    "table" text NOT NULL, pk text NOT NULL DEFAULT 'id', label text, job_type text DEFAULT 'embedding_generation',
+    id serial PRIMARY KEY, database_id text NOT NULL, db_connection text NOT NULL,
+    schema text NOT NULL DEFAULT 'public', "table" text NOT NULL, pk text NOT NULL DEFAULT 'id', label text, job_type text DEFAULT 'embedding_generation',
     column_type text DEFAULT 'REAL[]', batch_size int, runtime text NOT NULL DEFAULT 'ort', runtime_params jsonb,
     src_column text NOT NULL, dst_column text NOT NULL, embedding_model text NOT NULL,
     created_at timestamp NOT NULL DEFAULT current_timestamp, updated_at timestamp NOT NULL DEFAULT current_timestamp,
@@ -165,11 +166,13 @@ class World:
         self.http = ""
         self._made: list[tuple[str, int]] = []
         self._names = 0
+        self._indexes = tempfile.TemporaryDirectory(prefix="walvec-indexes-")
 
     def close(self) -> None:
-        """Let go of the sessions."""
+        """Let go of the sessions, and remove the index files."""
         self.jobs.close()
         self.db.close()
+        self._indexes.cleanup()
 
     # -- the daemon -------------------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class World:
         """Return a daemon over the three tables, not yet started, and remember where it serves HTTP."""
         self.http = free_address()
         tables = ["--embedding-table", BOOKS[0], "--external-index-table", BOOKS[1], "--autotune-table", BOOKS[2]]
-        settings = {"WALVEC_HTTP": self.http, "WALVEC_MODEL_STAND_IN": "on", **environment}
+        settings = {"WALVEC_HTTP": self.http, "WALVEC_INDEX_DIR": self._indexes.name, **environment}
         return Daemon(self.control.url, *tables, *arguments, **settings)
 
     def get(self, path: str) -> str:
@@ -240,7 +243,8 @@ class World:
     def api_job(self, api: FakeApi, table: str, **columns: Any) -> int:
         """Insert an embedding job whose model is behind ``api``."""
         params = {"base_url": api.url, **columns.pop("params", {})}
-        return self.job(table, **{"runtime": "openai", "runtime_params": json.dumps(params), "embedding_model": "m"} | columns)
+        usual = {"runtime": "openai", "runtime_params": json.dumps(params), "embedding_model": "m"}
+        return self.job(table, **{**usual, **columns})
 
     def index_job(self, table: str, column: str, operator: str, **columns: Any) -> int:
         """Insert an external index job."""

@@ -67,7 +67,7 @@ def test_a_job_inserted_as_canceled_rests_until_it_is_resumed(world: Running) ->
 
 
 def test_a_job_that_is_finished_already_listens(world: Running) -> None:
-    """As after a change of daemons: the row says that all is done. What is there is compared, what comes is embedded."""
+    """As after a change of daemons: the row says that all is done. What stands is kept, what comes is embedded."""
     table = world.texts(5, more=", v real[]")
     for key, text in world.db.execute(f"SELECT id, body FROM {table}").fetchall():
         world.db.execute(f"UPDATE {table} SET v = %s WHERE id = %s", [vector_of(text).tolist(), key])
@@ -140,6 +140,14 @@ def test_two_thousand_initial_rows_and_five_hundred_meanwhile(world: Running, ap
     assert world.db.execute(f"SELECT count(v) FROM {table}").fetchone() == (2500,)
     asked = [text for request in api.asked for text in request if text != "walvec"]
     assert len(asked) == len(set(asked)), "no text is paid for twice"
+
+
+def test_what_is_embedded_can_be_searched(world: Running) -> None:
+    table = world.texts(20)
+    world.done(world.job(table))
+    for ef in ({}, {"ef": 100}):
+        found = world.search(f"public.{table}.v", vector_of("text 7"), k=1, **ef)
+        assert (found[0]["key"], found[0]["content"]) == ({"id": 7}, "text 7")
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------
@@ -234,10 +242,10 @@ def test_usage_sums(world: Running, api: FakeApi) -> None:
     world.done(id)
     world.add(table, *(f"xyz{n}" for n in range(3)))
     converged(world.db, table)
-    query = "SELECT sum(rows)::int, sum(tokens)::int, bool_or(failed) FROM walvec.embedding_usage_info WHERE job_id = %s"
+    query = "SELECT sum(rows)::int, sum(tokens)::int, bool_or(failed) FROM walvec.embedding_usage_info"
 
     def sums() -> object:
-        return world.jobs.execute(query, [id]).fetchone()
+        return world.jobs.execute(f"{query} WHERE job_id = %s", [id]).fetchone()
 
     eventually(lambda: sums() == (8, 32, False), why=lambda: str(sums()))
 
@@ -283,7 +291,11 @@ def vectors(world: Running, rows: int, type: str, cast: str) -> tuple[str, np.nd
 
 @pytest.mark.parametrize(
     ("type", "operator", "within"),
-    [("real[]", "dist_l2sq_ops", 1e-4), ("vector(16)", "dist_vec_cos_ops", 1e-4), ("halfvec(16)", "halfvec_l2_ops", 2e-2)],
+    [
+        ("real[]", "dist_l2sq_ops", 1e-4),
+        ("vector(16)", "dist_vec_cos_ops", 1e-4),
+        ("halfvec(16)", "halfvec_l2_ops", 2e-2),
+    ],
 )
 def test_an_external_index(world: Running, type: str, operator: str, within: float) -> None:
     """Built, searched, and kept in step; halfvec is what takes the place of the index server's scalar quantisation."""

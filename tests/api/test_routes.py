@@ -113,10 +113,10 @@ def test_healthz_lists_each_check(client, engine):
 def test_search_passes_the_question_and_returns_rows(client, engine):
     reply = client.post("/v1/search", json={"pipeline": "public.articles", "query": "zip"})
     assert reply.json() == {"results": [ROW]}
-    client.post("/v1/search", json={"pipeline": "p", "vector": [1, 2.5], "k": 3, "filter": {"lang": "en"}})
+    client.post("/v1/search", json={"pipeline": "p", "vector": [1, 2.5], "k": 3, "filter": {"lang": "en"}, "ef": 80})
     assert engine.asked == [
-        {"pipeline": "public.articles", "query": "zip", "vector": None, "k": 10, "filter": None},
-        {"pipeline": "p", "query": None, "vector": [1.0, 2.5], "k": 3, "filter": {"lang": "en"}},
+        {"pipeline": "public.articles", "query": "zip", "vector": None, "k": 10, "filter": None, "ef": None},
+        {"pipeline": "p", "query": None, "vector": [1.0, 2.5], "k": 3, "filter": {"lang": "en"}, "ef": 80},
     ]
 
 
@@ -152,6 +152,9 @@ BAD_SEARCHES = [
     (json.dumps({**GOOD, "k": True}).encode(), '"k"'),
     (json.dumps({**GOOD, "k": "5"}).encode(), '"k"'),
     (json.dumps({**GOOD, "filter": []}).encode(), '"filter"'),
+    (json.dumps({**GOOD, "ef": 0}).encode(), '"ef"'),
+    (json.dumps({**GOOD, "ef": 20_000}).encode(), '"ef"'),
+    (json.dumps({**GOOD, "ef": 1.5}).encode(), '"ef"'),
     (json.dumps({**GOOD, "limit": 5}).encode(), "not known"),
 ]
 
