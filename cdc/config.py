@@ -138,8 +138,8 @@ class Settings:
         "Whether vectors from Triton are scaled to length 1; auto: where they are pooled here.", group=_MODEL,
     )  # fmt: skip
     max_tokens: int = _setting(
-        "0", values.integer(0, 1 << 20), "Tokens of a text that a model on Triton reads; 0: what its tokenizer says, "
-        "else 512.", group=_MODEL,
+        "0", values.integer(0, 1 << 20), "Tokens of a text that a model on Triton or of ort reads; 0: what its "
+        "tokenizer says, else 512.", group=_MODEL,
     )  # fmt: skip
     query_prefix: str = _setting(
         "", values.text, "Put before questions; none: nothing.", group=_MODEL, shown="what the model is known to want"

@@ -117,6 +117,16 @@ class Completer:
             ModelMisconfigured: address, key or model are wrong, or the model answers nothing.
         """
         self._api.open()
+        await self.probe()
+        self._proven = True
+
+    async def probe(self) -> None:
+        """Ask one short question, without the system prompt: that may call for things which no short text has.
+
+        Raises:
+            ModelUnavailable: not now.
+            ModelMisconfigured: address, key or model are wrong, or the model answers nothing.
+        """
         try:
             await self._ask(*GREETING)
         except (TextRefused, RequestTooLarge) as error:
@@ -125,7 +135,6 @@ class Completer:
             ) from error
         except ModelFailed as error:
             raise ModelUnavailable(f"A short question fails: {error}", reason=error.reason) from error
-        self._proven = True
 
     async def answer(self, texts: Sequence[str]) -> Answers:
         """Return an answer to every text, in order.

@@ -83,3 +83,16 @@ class ByteEmbedder(Embedder, Protocol):
             inference.errors.EmbedError: as :meth:`embed`; ModelMisconfigured where the model takes text alone.
         """
         ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """An embedder that no short text shows to be working: it takes images, or a text costs it an answer."""
+
+    async def probe(self) -> None:
+        """Find out whether the model works at all.
+
+        Raises:
+            inference.errors.EmbedError: as :meth:`Embedder.embed`.
+        """
+        ...

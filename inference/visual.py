@@ -81,8 +81,6 @@ class ImageEmbedder:
         """
         if not self.visual:
             return await self._front.embed(texts, query=query, bulk=bulk)
-        if list(texts) == [CANARY]:  # which asks whether the model works, and names no image
-            return await self._front.embed_bytes([CANARY_FILE], bulk=bulk)
         missing = list(dict.fromkeys(text for text in texts if self._kept.get(text) is None))
         parts = [missing[i : i + PORTION] for i in range(0, len(missing), PORTION)]
         found: dict[str, Vectors] = {}
@@ -99,6 +97,17 @@ class ImageEmbedder:
                 found[text] = kept
         self._kept.drop(texts)
         return np.stack([found[text] for text in texts])
+
+    async def probe(self) -> None:
+        """Embed one black dot, or one short text where the model takes texts.
+
+        Raises:
+            EmbedError: as the runtime has it.
+        """
+        if self.visual:
+            await self._front.embed_bytes([CANARY_FILE])
+        else:
+            await self._front.embed([CANARY])
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdc.ports.jobs import JobReport, JobRunner
-from cdc.ports.model import Embedded, EmbedFailed, Model, ModelChoice, Models
+from cdc.ports.model import CANARY, Embedded, EmbedFailed, Model, ModelChoice, Models
 from cdc.ports.registry import (
     Followed,
     PipelineReport,
@@ -19,6 +19,7 @@ from cdc.ports.target import DeadLetter, Difference, Page, Reread, Results, Targ
 from cdc.ports.watching import EngineView, Failures, Observer
 
 __all__ = [
+    "CANARY",
     "DeadLetter",
     "Difference",
     "EmbedFailed",

@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol
 from cdc.flow.disposition import Failure
 from cdc.ports.target import Results
 
+CANARY = "walvec"
+"""The text that shows whether a model of texts works."""
+
 
 class EmbedFailed(Exception):
     """An embedding request failed. ``reason`` is a short stable word; the message holds no text of a row."""
@@ -45,6 +48,10 @@ class Model(Protocol):
 
     async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
         """Return what :meth:`embed` does, and the tokens that were counted for it. Raises EmbedFailed."""
+        ...
+
+    async def probe(self) -> None:
+        """Find out whether the model works at all, with the least that it takes. Raises EmbedFailed."""
         ...
 
     def tokens(self, size: int) -> int:

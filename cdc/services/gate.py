@@ -19,7 +19,6 @@ from cdc.flow.disposition import Failure, backoff_s
 from cdc.flow.inflight import Inflight
 from cdc.ports import Embedded, EmbedFailed, Model, Observer
 
-CANARY = "walvec"
 PATIENCE_S = 10.0
 """How long a full queue is tried again before it counts as an outage, in which rows may go to the durable queue."""
 PROBE_S = 0.5
@@ -157,7 +156,7 @@ class ModelGate:
     async def _ask_canary(self) -> tuple[EmbedFailed | None, float]:
         started = time.perf_counter()
         try:
-            await self.model.embed([CANARY])
+            await self.model.probe()
         except EmbedFailed as exc:
             return exc, time.perf_counter() - started
         return None, time.perf_counter() - started
@@ -205,7 +204,7 @@ class ModelGate:
                 wait = max(wait, trouble.retry_after_s)
             await asyncio.sleep(wait)
             try:
-                await self.model.embed([CANARY])
+                await self.model.probe()
             except EmbedFailed as exc:
                 self.trouble = exc
                 continue

@@ -15,7 +15,7 @@ from cdc.errors import RowRefused, WalvecError
 from cdc.flow.counts import Counted
 from cdc.flow.dirty import Work
 from cdc.flow.snapshots import Snapshot
-from cdc.ports import DeadLetter, Difference, Embedded, EmbedFailed, Page, Reread, Vectors, Write, Written
+from cdc.ports import CANARY, DeadLetter, Difference, Embedded, EmbedFailed, Page, Reread, Vectors, Write, Written
 from cdc.prepare.text import source_hash
 from cdc.rows import Key
 from cdc.status import EngineStatus
@@ -210,6 +210,10 @@ class ScriptedModel:
     async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
         """Return the same, and :attr:`counted`."""
         return Embedded(await self.embed(texts, bulk=bulk), self.counted)
+
+    async def probe(self) -> None:
+        """Embed the canary."""
+        await self.embed([CANARY])
 
     def tokens(self, size: int) -> int:
         """One token per byte."""

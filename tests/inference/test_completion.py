@@ -173,6 +173,15 @@ async def test_the_start_proves_key_and_model(api):
     await right.close()
 
 
+async def test_a_probe_asks_without_the_jobs_prompt(model, api):
+    api.answers = lambda text: reply(None, refusal="Not with this prompt") if text != GREETING[1] else "yes"
+    await model.probe()
+    assert [request.said for request in api.requests] == [[("system", GREETING[0]), ("user", GREETING[1])]]
+    api.always = Answer(500)
+    with pytest.raises(ModelUnavailable):
+        await model.probe()
+
+
 async def test_no_message_quotes_a_row_a_prompt_or_the_key(model, api):
     secret = "the patient of room twelve is called Miller"
     api.answers = lambda text: Answer(400, {"error": {"message": f"cannot take {text!r} with {KEY}"}})

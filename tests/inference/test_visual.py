@@ -86,7 +86,7 @@ async def test_who_says_that_rows_name_images_is_believed(served, triton):
 
 
 async def test_the_canary_is_a_picture(model, served):
-    await model.embed(["walvec"])
+    await model.probe()
     assert served.requests == [[CANARY_FILE]] and model._reader.read_texts == []
 
 

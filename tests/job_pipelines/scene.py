@@ -61,6 +61,9 @@ class Twin:
     async def embed_counted(self, texts: Sequence[str], *, bulk: bool = False) -> Embedded:
         return Embedded(await self.embed(texts, bulk=bulk), None)
 
+    async def probe(self) -> None:
+        await self.embed(["walvec"])
+
     def tokens(self, size: int) -> int:
         return size
 

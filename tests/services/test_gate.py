@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cdc.flow.disposition import Failure
-from cdc.ports import Embedded, EmbedFailed
+from cdc.ports import CANARY, Embedded, EmbedFailed
 from cdc.services import gate as gates
-from cdc.services.gate import CANARY, ModelGate, Priority
+from cdc.services.gate import ModelGate, Priority
 
 
 class Silence:
@@ -48,6 +48,9 @@ class ScriptedModel:
 
     async def embed_counted(self, texts, *, bulk=False):
         return Embedded(await self.embed(texts, bulk=bulk), None)
+
+    async def probe(self):
+        await self.embed([CANARY])
 
 
 @pytest.fixture
