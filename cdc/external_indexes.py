@@ -75,7 +75,9 @@ class HnswIndexes:
             raise ConfigError(
                 f"An index of {rows:,} vectors of {dimension} dimensions with m {spec.m} takes about {_gib(needed)}, "
                 f"and {_gib(allowed)} may be used.",
-                "Raise WALVEC_INDEX_MEMORY, or use a smaller m." if self._memory else "Use a smaller m, or more memory.",
+                "Raise WALVEC_INDEX_MEMORY, or use a smaller m."
+                if self._memory
+                else "Use a smaller m, or more memory.",
             )
 
 

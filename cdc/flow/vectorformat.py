@@ -123,9 +123,9 @@ class VectorFormat:
             return None
         return _bits(numbers[None, :])[0] if self.base == "_int4" else numbers.astype(np.float32)
 
-    def from_numbers(self, numbers: Floats) -> Floats:
+    def from_numbers(self, numbers: NDArray[np.float64]) -> Floats:
         """Return the vector that somebody searches with, given as numbers: as they are, but for integers' bits."""
-        return _bits(numbers[None, :])[0] if self.base == "_int4" else numbers
+        return _bits(numbers[None, :])[0] if self.base == "_int4" else numbers.astype(np.float32)
 
     def usable(self, vectors: Floats) -> NDArray[np.bool_]:
         """Return which vectors an index can hold: finite ones, for ``cosine`` with a direction."""

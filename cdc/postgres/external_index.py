@@ -73,6 +73,7 @@ class PostgresIndexSource:
         self._open: list[psycopg.Connection[Any]] = []  # sessions that may be blocked
         self._reader: psycopg.Connection[Any] | None = None  # the session in the snapshot
         self._interrupted = False
+        self._closing = threading.Lock()  # a session must not be closed while another thread cancels what it does
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -192,8 +193,7 @@ class PostgresIndexSource:
         """Let the snapshot go."""
         reader, self._reader = self._reader, None
         if reader is not None:
-            self._open.remove(reader)
-            reader.close()
+            self._close(reader)
 
     @property
     def _snapshot(self) -> psycopg.Connection[Any]:
@@ -203,9 +203,10 @@ class PostgresIndexSource:
     def interrupt(self) -> None:
         """Make whatever blocks in another thread return or raise soon."""
         self._interrupted = True
-        for connection in list(self._open):
-            with contextlib.suppress(psycopg.Error):
-                connection.cancel_safe(timeout=2.0)
+        with self._closing:
+            for connection in self._open:
+                with contextlib.suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=2.0)
 
     def discard(self) -> None:
         """Drop slot and publication. Raises SlotInUse where somebody holds the slot."""
@@ -248,6 +249,10 @@ class PostgresIndexSource:
         except psycopg.Error as exc:
             raise self._failure(exc) from exc
         finally:
+            self._close(conn)
+
+    def _close(self, conn: psycopg.Connection[Any]) -> None:
+        with self._closing:
             self._open.remove(conn)
             conn.close()
 

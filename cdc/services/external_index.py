@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline, WalvecError
 from cdc.jobs import IndexSpec, Job, JobId
-from cdc.ports.indexes import Floats, Indexes, IndexSource, Observed
+from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
 from cdc.services.index_build import Ended, Served, build, folder_of, reopen
 from cdc.services.index_files import IndexRefused
@@ -74,7 +76,7 @@ class IndexRunner:
 
     def names(self) -> list[str]:
         """Return the names under which indexes can be searched."""
-        return sorted(served.job.pipeline for served in list(self._served.values()))
+        return sorted(set().union(*map(_names, list(self._served.values()))))
 
     def applied_lsn(self, job: JobId) -> int:
         """Return the position up to which all commits can be found in a job's index, 0 where there is none."""
@@ -82,7 +84,7 @@ class IndexRunner:
         return served.follower.applied if served is not None else 0
 
     def search(
-        self, name: str, vector: Sequence[float] | Floats, k: int, ef: int | None = None
+        self, name: str, vector: Sequence[float] | NDArray[Any], k: int, ef: int | None = None
     ) -> list[dict[str, object]]:
         """Return up to ``k`` rows nearest to ``vector``, nearest first. Any thread; takes milliseconds.
 
@@ -100,7 +102,7 @@ class IndexRunner:
             ConfigError: several do, or the vector does not fit.
         """
         served = self._find(name)
-        numbers = np.asarray(vector, np.float32)
+        numbers = np.asarray(vector, np.float64)  # integers would lose their last bits in float32
         if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
             raise ConfigError("A search needs a vector of finite numbers.")
         wanted = served.index.dimension
@@ -190,16 +192,18 @@ class IndexRunner:
 
     async def _reopen(self, job: Job, spec: IndexSpec, source: IndexSource, observed: Observed) -> Served | None:
         folder = folder_of(self._root, job)
+
+        def work() -> Served | None:
+            served = reopen(job, spec, observed, folder, self._indexes, self._tuning.idle_s)
+            if served is not None:
+                self._served[job.id] = served
+            return served
+
         try:
-            served = await self._in_thread(
-                lambda: reopen(job, spec, observed, folder, self._indexes, self._tuning.idle_s), source
-            )
+            return await self._in_thread(work, source)
         except IndexRefused as exc:
             log.warning("external_index_refused", job=str(job.id), message=str(exc))
             return None
-        if served is not None:
-            self._served[job.id] = served
-        return served
 
     async def _build(self, job: Job, spec: IndexSpec, source: IndexSource, report: JobReport) -> Served:
         """Build anew. An index that is there answers until the new one takes its place, but follows no more."""
@@ -211,25 +215,17 @@ class IndexRunner:
         most = _HALF if spec.name else _ALL
 
         def work() -> Served:
-            return build(
-                job,
-                spec,
-                source,
-                folder,
-                self._indexes,
-                self._tuning.idle_s,
-                lambda share: done.__setitem__(0, share),
-                stop,
-            )
+            note = partial(done.__setitem__, 0)
+            served = build(job, spec, source, folder, self._indexes, self._tuning.idle_s, note, stop)
+            self._served[job.id] = served  # here, so that it is known even where nobody waits for it any more
+            return served
 
         async with self._building:
             telling = asyncio.create_task(_tell(report, lambda: int(done[0] * most)))
             try:
-                served = await self._in_thread(work, source, stop)
+                return await self._in_thread(work, source, stop)
             finally:
                 await end([telling])
-        self._served[job.id] = served
-        return served
 
     async def _finish(self, served: Served, source: IndexSource, report: JobReport) -> None:
         """Build the index in the database too, where one is asked for; then the job is done for the first time."""
@@ -272,7 +268,7 @@ class IndexRunner:
             follower.wake = lambda: None
             if refreshing is not None:
                 await end([refreshing])
-            await stream.close(drain=True)
+            await _whole(stream.close(drain=True))
 
     def _tend(self, served: Served, refreshing: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
         """Save the index when its journal has grown, and have it made fresh when it has decayed."""
