@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
@@ -16,7 +17,7 @@ from cdc.app import Serve, calm_collector
 from cdc.config import Settings
 from cdc.daemon_plan import Plan
 from cdc.daemon_view import DaemonView
-from cdc.errors import ConfigError, WalvecError
+from cdc.errors import ConfigError, Unavailable, WalvecError
 from cdc.flow.disposition import backoff_s
 from cdc.flow.jobs import publication_name, slot_name
 from cdc.job_models import JobModels
@@ -40,6 +41,9 @@ from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
+
+THREADS = 64
+"""Most calls to databases that block at once: connecting, setting up, reading the registry."""
 
 AGAIN_S = 5.0
 """The longest pause before a target database that could not be served is tried again."""
@@ -168,13 +172,26 @@ class Daemon:
 
     async def _run_one(self) -> None:
         url, place = await self._own(self._plan.uri)
-        own = await asyncio.to_thread(ensure_own_tables, self._at(url))
+        own = await self._patiently(lambda: ensure_own_tables(self._at(url)))
         schemas = (*self._plan.schemas, self._settings.schema)
         results = self._plan.results or (Table(self._settings.schema, "autotune_results") if own else None)
         director = self._director(url, place, self._plan.books, Extras(results, schemas))
         task = asyncio.create_task(self._direct(director, url, self._plan.books), name=f"director {place}")
         self._served[place] = (director, task)
         await task
+
+    async def _patiently(self, work: Callable[[], bool]) -> bool:
+        """Return what ``work`` does, once the database is there; False if the daemon is stopped before."""
+        attempt = 0
+        while not self._stopping.is_set():
+            attempt += 1
+            try:
+                return await asyncio.to_thread(work)
+            except Unavailable as exc:
+                log.warning("database_unavailable", message=logs.clean(str(exc)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff_s(attempt))
+        return False
 
     async def _direct(self, director: Director, url: str, books: Sequence[BookName]) -> None:
         tables = [book.table for book in books]
@@ -288,6 +305,8 @@ async def _run(settings: Settings, plan: Plan, serve: Serve | None) -> None:
     metrics = Metrics()
     daemon = Daemon(settings, plan, metrics, os.environ)
     loop = asyncio.get_running_loop()
+    # Each database that does not answer keeps a thread waiting, and must keep no other database waiting with it.
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="walvec-database"))
     asked = 0
 
     def stop() -> None:

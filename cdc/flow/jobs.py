@@ -59,6 +59,11 @@ class Course:
         self.tries += 1
         self.retry_at = now + min(most, FIRST_RETRY_S * 2.0 ** min(self.tries - 1, 16))
 
+    def not_cleared(self, now: float) -> None:
+        """Note that what the job kept could not be cleared away, and when to try again."""
+        self.failed(now)
+        self.discarded, self.clear_at, self.retry_at = False, self.retry_at, 0.0
+
     def going(self) -> None:
         """Note that it works: what failed before does not count any more."""
         self.tries, self.told_failed = 0, False

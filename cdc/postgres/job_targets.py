@@ -117,13 +117,19 @@ def _check_rights(connection: psycopg.Connection[TupleRow], job: Job) -> None:
     row = connection.execute(bound("jobs", "rights"), params).fetchone()
     if row is None:
         raise PipelineFault(f"There is no table {job.table}.", "Correct the job's schema and table.")
-    role, reads, writes = row
+    role, owns, reads, writes = row
     names = {"table": sql.Identifier(job.table.schema, job.table.name), "role": sql.Identifier(role)}
     if reads is False:
         remedy = sql.SQL("GRANT SELECT ON {table} TO {role};").format(**names)
         raise ConfigError(f'The role "{role}" may not read {job.table}.', remedy.as_string(connection))
+    column = sql.Identifier(spec.target_column)
+    if writes is None and not owns:
+        add = sql.SQL("ALTER TABLE {table} ADD {column} real[]; GRANT UPDATE ({column}) ON {table} TO {role};")
+        raise ConfigError(
+            f'{job.table} has no column {spec.target_column}, and the role "{role}" may not add one.',
+            f"Let the table's owner run: {add.format(**names, column=column).as_string(connection)}",
+        )
     if writes is False:
-        column = sql.Identifier(spec.target_column)
         remedy = sql.SQL("GRANT UPDATE ({column}) ON {table} TO {role};").format(**names, column=column)
         raise ConfigError(
             f'The role "{role}" may not write column {spec.target_column} of {job.table}.', remedy.as_string(connection)

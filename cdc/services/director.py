@@ -30,6 +30,9 @@ from cdc.status import HealthCheck
 
 log = structlog.get_logger()
 
+LONG_S = 0.05
+"""A look that took longer is followed by a pause of the same length."""
+
 USAGE_S = 1.0
 """Seconds between notes of what jobs used."""
 
@@ -124,7 +127,10 @@ class Director:
         try:
             while not self._stopping.is_set():
                 self._wake.clear()
+                began = time.monotonic()
                 await self._look()
+                if (took := time.monotonic() - began) > LONG_S:  # large tables, which our own writes change, too
+                    await asyncio.sleep(min(took, 1.0))
                 if not self._heard or self.trouble:
                     await self._pause()
                 else:  # the commit that was heard of is not visible yet

@@ -160,7 +160,7 @@ class Life:
             member.job, course.digest = None, ""
             course.going()
         except Unavailable as exc:
-            course.discarded, course.clear_at = False, time.monotonic() + 5.0
+            course.not_cleared(time.monotonic())
             log.warning("job_not_cleared", job=str(member.id), message=self.said(exc))
         except WalvecError as exc:  # its server, role or table is not there any more
             log.warning("job_not_cleared", job=str(member.id), message=self.said(exc))

@@ -180,11 +180,13 @@ def test_a_role_gets_no_further_than_its_own_rights(jobs):
         strong = jobs.add(dst_column="s")
         jobs.until(strong, "init_finished_at")
         reads, writes = jobs.add("private", db_connection=weak), jobs.add(db_connection=weak)
+        adds = jobs.add(db_connection=weak, dst_column="fresh")
         row = jobs.until(reads, "init_failed_at")
         assert "may not read public.private" in row["init_failure_reason"]
         assert f'GRANT SELECT ON "public"."private" TO "{name}";' in row["init_failure_reason"]
         row = jobs.until(writes, "init_failed_at")
         assert "may not write column v" in row["init_failure_reason"]
+        assert 'ADD "fresh" real[]' in jobs.until(adds, "init_failed_at")["init_failure_reason"]
         assert "weak-secret" not in daemon.log
         assert daemon.stop() == 0
     jobs.db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
@@ -209,3 +211,26 @@ def test_an_old_server_is_control_and_target(database15):
             db.execute("INSERT INTO articles (body) VALUES ('new')")
             eventually(lambda: jobs.missing() == 0)
             assert daemon.stop() == 0
+
+
+def test_a_control_database_that_is_away_at_the_start_is_waited_for_and_a_wrong_password_is_not(jobs):
+    jobs.texts("articles", 1)
+    id = jobs.add()
+    wrong = jobs.database.url.replace(jobs.database.cluster._password, "wrong-secret")
+    with Daemon(wrong, "--embedding-table", "embedding_generation_jobs") as refused:
+        assert refused.process.wait(20) == 2
+        assert "password" in refused.log
+        assert "wrong-secret" not in refused.log
+    jobs.db.close()
+    jobs.database.cluster.stop()
+    try:
+        daemon = jobs.daemon()
+        with daemon:
+            daemon.wait_for("database_unavailable")
+            jobs.database.cluster.start()
+            with jobs.database.connect() as again:
+                jobs.db = again
+                jobs.until(id, "init_finished_at")
+                assert daemon.stop() == 0
+    finally:
+        jobs.database.cluster.start()

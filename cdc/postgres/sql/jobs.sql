@@ -89,8 +89,9 @@ SELECT pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery(),
 FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
 
 -- name: rights
--- What the role may do with a job's columns: (role, may read the source, may write the destination; NULL: no such column).
-SELECT current_user::text,
+-- What the role may do with a job's table: (role, whether it owns the table, may read the source, may write the
+-- destination; NULL: no such column).
+SELECT current_user::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        (SELECT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attname = %(source)s AND NOT a.attisdropped),
        (SELECT pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE') FROM pg_catalog.pg_attribute AS a
