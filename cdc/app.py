@@ -361,8 +361,10 @@ async def _run(settings: Settings, serve: Serve | None) -> None:
         await model.close()
 
 
-def search(settings: Settings, pipeline: str, text: str, k: int) -> list[dict[str, object]]:
-    """Return the rows of ``pipeline`` nearest to ``text``, nearest first."""
+def search(
+    settings: Settings, pipeline: str, text: str, k: int, vector: Sequence[float] | None = None
+) -> list[dict[str, object]]:
+    """Return the rows of ``pipeline`` nearest to ``text``, or to ``vector`` where one is given, nearest first."""
 
     async def embed() -> Vectors:
         model = make_model(settings)
@@ -374,6 +376,8 @@ def search(settings: Settings, pipeline: str, text: str, k: int) -> list[dict[st
 
     with connect_sync(settings, "search") as conn:
         what = searchable(conn, settings.schema, pipeline)
+        if vector is not None:
+            return nearest(conn, what, vector, k)
         if what.model != settings.model:
             raise ConfigError(
                 f"{pipeline} was embedded with {what.model}, and WALVEC_MODEL is {settings.model}.",

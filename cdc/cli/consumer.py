@@ -11,7 +11,7 @@ import typer
 from cdc.cli.flags import with_settings
 from cdc.cli.output import as_json, console, note, table
 from cdc.config import Settings
-from cdc.errors import ConfigError, TimedOut
+from cdc.errors import ConfigError, TimedOut, Unavailable, UnknownPipeline
 
 if TYPE_CHECKING:
     from cdc.ports import EngineView
@@ -124,15 +124,39 @@ def reconcile(
 
 def search(
     settings: Settings,
-    pipeline: Annotated[str, typer.Argument(help="The pipeline to search.")],
-    text: Annotated[str, typer.Argument(help="What to look for.")],
+    pipeline: Annotated[str, typer.Argument(help="The pipeline or external index (schema.table.column) to search.")],
+    text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", help="How many rows.", metavar="N", min=1, max=10_000)] = 10,
+    vector: Annotated[
+        str | None, typer.Option(help="A vector to look for in place of a text, as a JSON array.", metavar="JSON")
+    ] = None,
+    ef: Annotated[
+        int | None,
+        typer.Option(help="Candidates that an external index looks at; asks the running daemon.", metavar="N", min=1),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Print the rows whose embeddings are nearest to a text, nearest first."""
-    from cdc import app
+    """Print the rows nearest to a text or a vector, nearest first.
 
-    found = app.search(settings, pipeline, text, k)
+    A pipeline is searched in its database. An external index is held by the daemon, which is asked over HTTP at
+    WALVEC_HTTP; a text is embedded there with the model of the job that fills the column.
+    """
+    from cdc import app
+    from cdc.cli.asking import ask_search, parse_vector
+
+    if (text is None) == (vector is None):
+        raise ConfigError("Give either a text or --vector.", "walvec search PIPELINE 'text'")
+    numbers = parse_vector(vector) if vector is not None else None
+    if ef is not None:
+        found = ask_search(settings, pipeline, text, numbers, k, ef)
+    else:
+        try:
+            found = app.search(settings, pipeline, text or "", k, numbers)
+        except (UnknownPipeline, Unavailable) as unknown:
+            try:
+                found = ask_search(settings, pipeline, text, numbers, k, ef)
+            except (Unavailable, ConfigError, UnknownPipeline) as why:
+                raise UnknownPipeline(f"{unknown.message} {why.message}", why.remedy or unknown.remedy) from None
     if json:
         as_json(found)
         return
