@@ -1,9 +1,9 @@
 """Vectors as PostgreSQL sends them: pgvector's types, arrays and bit strings, binary by COPY and text in the WAL.
 
 Binary forms: pgvector's ``vector_send`` (number of components, an unused word, the components), ``array_send`` (number
-of dimensions, flags, element type, then length and value of each element), ``bit_send`` (number of bits, the bytes). All
-of it is big-endian. For ``hamming`` every bit becomes a component that is 0 or 1: hnswlib knows no Hamming distance, and
-of such vectors the squared Euclidean distance is one, exactly.
+of dimensions, flags, element type, then length and value of each element), ``bit_send`` (number of bits, the bytes).
+All of it is big-endian. For ``hamming`` every bit becomes a component that is 0 or 1: hnswlib knows no Hamming
+distance, and of such vectors the squared Euclidean distance is one, exactly.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ IDLE_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A place in the changes: the journal's segment that begins here, and the position below which all commits are in."""
+    """A place in the changes: the journal's segment that begins here, and the position below which commits are in."""
 
     segment: int
     lsn: int

@@ -2,8 +2,8 @@
 
 A journal is a row of segments. Each opens with a header that names the index it belongs to; what follows are records
 of whole groups of changes: length, CRC-32, the position in the WAL below which all commits are in by then, and the
-changes. A crash can cut the last record of the last segment: it is cut off, since nothing in it was acknowledged. Anything else
-that does not check is damage, and the index is built anew.
+changes. A crash can cut the last record of the last segment: it is cut off, since nothing in it was acknowledged.
+Anything else that does not check is damage, and the index is built anew.
 
 Changes repeat without harm: each says what a key has now, not what was done to it.
 """

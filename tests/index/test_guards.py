@@ -12,13 +12,14 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, Unavailable
 from cdc.postgres.external_index import PostgresIndexSource
-from cdc.services import external_index, index_build, keyed_index
+from cdc.services import external_index, index_build, index_files, keyed_index
 from cdc.services.external_index import IndexTuning
 from tests.index.conftest import Scene, text, wait
 
@@ -63,8 +64,12 @@ def closed(scene: Scene, rows: int = 60, after: int = 10) -> None:
 def built_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Run the job again, and see to it that the index is right; return whether it was built anew."""
     builds: list[int] = []
-    whole = external_index.build
-    monkeypatch.setattr(external_index, "build", lambda *a, **k: (builds.append(1), whole(*a, **k))[1])
+
+    def counted(*args: Any) -> index_build.Served:
+        builds.append(1)
+        return index_build.build(*args)
+
+    monkeypatch.setattr(external_index, "build", counted)
     loop, job = scene.runner(), scene.job()
     loop.ready(job)
     scene.same(loop, job)
@@ -245,7 +250,7 @@ def test_an_index_that_does_not_fit_is_refused_before_a_slot_is_made(scene: Scen
     scene.fill(vectors(500))
     scene.db.execute("ANALYZE t")
     _, run = scene.runner(memory=100_000).start(scene.job())
-    with pytest.raises(ConfigError, match="An index of .* vectors of 8 dimensions with m 8 takes about"):
+    with pytest.raises(ConfigError, match=r"An index of .* vectors of 8 dimensions with m 8 takes about"):
         run.result(20)
     assert scene.slots() == []
 
@@ -275,7 +280,7 @@ def test_a_full_disk_keeps_the_old_state_and_the_journal(scene: Scene, monkeypat
     scene.fill(vectors(5), 1001)
     scene.same(loop, job)
     with monkeypatch.context() as patched:
-        patched.setattr(index_build.IndexFolder, "write", _full)
+        patched.setattr(index_files.IndexFolder, "write", _full)
         served.follower.checkpoint()
         scene.fill(vectors(5), 2001)
         scene.same(loop, job)
@@ -296,7 +301,7 @@ def test_the_server_away_and_back_the_index_answers_throughout(scene: Scene) -> 
     loop.ready(job)
     scene.db.close()
     scene.database.cluster.stop("immediate")
-    with pytest.raises(Exception, match="."):
+    with pytest.raises(Unavailable):
         loop.runs[0].result(20)
     assert len(loop.runner.search("public.t.v", np.ones(8), 5)) == 5
     scene.database.cluster.start()

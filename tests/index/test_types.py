@@ -40,7 +40,8 @@ def test_what_is_found_and_how_far_it_is(scene18: Scene, type: str, operator: st
     asked = db.execute("SELECT v::text FROM t WHERE id = 410").fetchone()[0]
     literal = f"'{asked}'::{type}"
     distance = {
-        "cos": "(SELECT 1 - sum(a*b::float8)/sqrt(sum(a*a::float8))/sqrt(sum(b*b::float8)) FROM unnest(v, {q}) AS x(a, b))",
+        "cos": "(SELECT 1 - sum(a*b::float8) / sqrt(sum(a*a::float8)) / sqrt(sum(b*b::float8)) "
+        "FROM unnest(v, {q}) AS x(a, b))",
         "l2sq": "(SELECT sum((a-b)::float8^2) FROM unnest(v, {q}) AS x(a, b))",
         "hamming": "(SELECT sum(bit_count((a # b)::bit(32))) FROM unnest(v, {q}) AS x(a, b))",
     }.get(sql, "v OPERATOR(public." + sql + ") {q}")
@@ -137,7 +138,7 @@ def test_without_pgvector_only_the_external_index_is_built(scene: Scene, capfd: 
 def test_what_does_not_fit_is_refused_in_a_sentence(scene: Scene) -> None:
     scene.fill(np.ones((5, 8), np.float32))
     loop, job = scene.runner(), scene.job(metric="cosine")
-    with pytest.raises(Exception, match='no index "public.t.v" that is built'):
+    with pytest.raises(Exception, match=r'no index "public\.t\.v" that is built'):
         loop.runner.search("public.t.v", np.ones(8), 3)
     loop.ready(job)
     for vector, said in (
