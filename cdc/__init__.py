@@ -22,8 +22,8 @@ Packages, from the words everybody shares up to the rim that people type at; a m
     The world: adapters to PostgreSQL, to logs and metrics, and servers for tests and the demo.
 ``services``
     The journey of a row, reconcile, and supervision.
-``app`` ``config``
-    Where objects meet, and the settings they are made from.
+``app`` ``config`` ``daemon``
+    Where objects meet, and the settings they are made from: one consumer, or a daemon of many.
 ``api`` ``cli``
     HTTP and command line.
 """
