@@ -110,7 +110,9 @@ class Daemon:
         if JobKind.AUTOTUNE in kinds:
             from cdc.autotune import autotune_runner
 
-            runners[JobKind.AUTOTUNE] = autotune_runner(self._settings.schema, experiments=self)
+            runners[JobKind.AUTOTUNE] = autotune_runner(
+                self._settings.schema, threads=self._settings.index_threads, experiments=self
+            )
         return runners
 
     async def of(self, job: Job) -> Sequence[Mapping[str, object]]:
