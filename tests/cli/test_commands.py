@@ -15,7 +15,7 @@ from cdc.errors import Fenced, PipelineFault
 
 COMMANDS = {
     "run", "init", "doctor", "status", "sync", "verify", "reconcile", "errors", "pause", "resume", "search", "drop",
-    "demo", "config", "version", "bench", "model",
+    "demo", "config", "version", "bench", "model", "start-daemon",
 }  # fmt: skip
 SECRET = "hunter2"
 

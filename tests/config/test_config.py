@@ -51,6 +51,19 @@ CONTRACT_DEFAULTS = {
     "index": "hnsw",
     "log_level": "info",
     "log_format": "auto",
+    "models_dir": "",
+    "index_dir": "walvec-index",
+    "index_threads": 0,
+    "index_memory": 0,
+    "index_rebuild_percent": 25,
+    "model_stand_in": "on",
+    "ort_jobs": "ort",
+    "job_secrets": "",
+    "job_hosts": "",
+    "completions": 8,
+    "completion_timeout_s": 120.0,
+    "image_hosts": "",
+    "image_roots": "",
 }
 
 
@@ -85,6 +98,10 @@ def test_every_setting_reads_its_variable_and_its_flag():
         "triton_ca_file": __file__, "triton_cert_file": __file__, "triton_key_file": __file__, "triton_token": "t",
         "triton_headers": "x-a=b", "model_output": "o", "tokenizer": __file__, "pooling": "cls", "normalize": "on",
         "max_tokens": "256", "inflight_max": "9",
+        "models_dir": str(Path(__file__).parent), "index_dir": "indexes", "index_threads": "2", "index_memory": "2GiB",
+        "index_rebuild_percent": "10", "model_stand_in": "off", "ort_jobs": "triton",
+        "job_secrets": str(Path(__file__).parent), "job_hosts": "db.example", "completions": "2",
+        "completion_timeout_s": "5", "image_hosts": "images.example", "image_roots": str(Path(__file__).parent),
     }  # fmt: skip
     assert set(samples) == {s.field for s in config.table()}
     by_env = config.load({f"WALVEC_{name.upper()}": value for name, value in samples.items()})
