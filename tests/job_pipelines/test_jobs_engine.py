@@ -247,12 +247,13 @@ def test_one_that_comes_back_before_anybody_saw_it_go_is_compared_all_the_same(s
     scene18.start()
     scene18.backfilled(name, other)
     scene18.sync()
+    first = scene18.engine.fleet.members[name].pipeline
     with monkeypatch.context() as silent:
         silent.setattr(jobs, "_wake", lambda conn: None)
         scene18.detach(name)
         scene18.job("title", "vec", model)
     due = "SELECT count(*) FROM walvec.progress WHERE scan_reason IS NOT NULL"
-    assert db18.execute(due).fetchone() == (1,)
+    scene18.until(lambda: (found := scene18.engine.fleet.members.get(name)) and found.pipeline not in (None, first))
     scene18.until(lambda: db18.execute(due).fetchone() == (0,))
     assert len(model.asked) == 40
 
