@@ -67,6 +67,8 @@ class Effort:
     max_rows: int = 256
     max_tokens: int = 16_384
     """Tokens in one request."""
+    long_tokens: int = LONG
+    """Tokens of a long text."""
 
 
 def make_texts(tokens: int, count: int, seed: int = 1) -> list[str]:
@@ -103,7 +105,7 @@ async def measure(front: Front, effort: Effort, done: Callable[[Point], None] = 
         inference.errors.EmbedError: a request failed.
     """
     points: list[Point] = []
-    for name, tokens in (("short", SHORT), ("long", LONG)):
+    for name, tokens in (("short", SHORT), ("long", effort.long_tokens)):
         texts = make_texts(tokens, max(1, min(effort.texts, POOL)))
         found = []
         for rows in _sizes(front, tokens, effort):

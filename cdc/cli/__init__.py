@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from cdc.cli import consumer, daemon, models, pipelines, setup
+from cdc.cli import consumer, daemon, lantern, models, pipelines, setup
 from cdc.cli.output import note
 from cdc.errors import WalvecError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for part in (consumer, daemon, setup, pipelines, models):
+for part in (consumer, daemon, setup, pipelines, models, lantern):
     part.register(app)
 
 

@@ -114,7 +114,7 @@ def reconcile(
     """Compare source with embeddings by hash, embed what differs and remove orphans."""
     from cdc import app
 
-    with _Progress() as progress:
+    with Progress() as progress:
         rows = app.reconcile(settings, pipeline, dry_run=dry_run, progress=progress.update)
     if rows:
         _print_rows(rows)
@@ -195,7 +195,7 @@ def serve_http(settings: Settings) -> Callable[[EngineView, Metrics], Callable[[
     return serve
 
 
-class _Progress:
+class Progress:
     """A bar per pipeline on a terminal's standard error; nothing elsewhere."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class _Progress:
         self._bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self._tasks: dict[str, object] = {}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self._bars.start()
         return self
 

@@ -110,6 +110,14 @@ def _pgvector(array: NDArray[np.float32], scalar: str, element_type: int) -> Bin
     return _array(element_type, records)
 
 
+def reals(array: NDArray[np.float32]) -> BinaryArray:
+    """Return the one-dimensional ``real[]`` of all numbers of ``array``, row after row."""
+    records = np.empty(array.size, np.dtype([("length", ">i4"), ("value", ">f4")]))
+    records["length"] = 4
+    records["value"] = array.ravel()
+    return _array(_FLOAT4, records)
+
+
 def real_arrays(array: NDArray[np.float32], element_type: int) -> BinaryArray:
     """Return an array whose elements are ``real[]`` of ``array``, shape ``(rows, dimension)``.
 
