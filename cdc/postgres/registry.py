@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ class PostgresRegistry:
         self._publication: Publication | None = None
         self._entries: dict[str, Entry] = {}
         self._gone: list[str] = []
+        self._turns: dict[Table, asyncio.Lock] = {}  # by table that pipelines write into, so that they do so by turns
 
     async def wanted(self) -> list[Wanted]:
         """Return the pipelines that should run."""
@@ -123,7 +125,7 @@ class PostgresRegistry:
             id=row.id,
             name=name,
             model=choice.name,
-            target=PostgresTarget(self._control.work, definition),
+            target=PostgresTarget(self._control.work, definition, self._turns.setdefault(source.table, asyncio.Lock())),
             route=Route(table.streamed_as, source.key, source.text),
             scan=scan,
             counted=row.counted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -100,10 +101,18 @@ def _meaning(exc: psycopg.Error) -> WalvecError:
 
 
 class PostgresTarget:
-    """Implements :class:`cdc.ports.Target` over pools of ordinary sessions in autocommit."""
+    """Implements :class:`cdc.ports.Target` over pools of ordinary sessions in autocommit.
 
-    def __init__(self, pools: WorkPools, definition: Definition) -> None:
+    Args:
+        pools: The sessions.
+        definition: The pipeline.
+        turn: Held by whoever writes into the source's own rows. Two who do so at once move each other's rows away, and
+            what does not find its row must be embedded again.
+    """
+
+    def __init__(self, pools: WorkPools, definition: Definition, turn: asyncio.Lock) -> None:
         self._pools = pools
+        self._turn = turn
         self._definition = definition
         self._sql = Statements(definition)
         self._width = len(definition.source.key)
@@ -194,12 +203,11 @@ class PostgresTarget:
             **self._letter_params(write),
             **self._count_params(counted),
         }
-        statements = self._sql
         try:
-            rows = await self._run(statements.write_guarded if guarded else statements.write_versioned, params)
-        except _SameRow:
-            once = statements.write_guarded_once if guarded else statements.write_versioned_once
-            rows = await self._run(once, params)
+            async with AsyncExitStack() as stack:
+                if self.in_place:
+                    await stack.enter_async_context(self._turn)
+                rows = await self._write(params, guarded)
         except RowRefused as exc:
             if self._definition.vector.name == ANSWER and isinstance(exc.__cause__, psycopg.DataError):
                 raise AnswerNotCast(f"The model's answer is no value of type {self._definition.vector.sql}.") from exc
@@ -214,6 +222,14 @@ class PostgresTarget:
             kept = await self._indexes(self._sql.surviving, self._sql.keys("g", [w.key for w in write.removals]))
             refused += [write.removals[index] for index in kept]
         return Written(_int(embeddings), tuple(refused), _int(dequeued))
+
+    async def _write(self, params: dict[str, Any], guarded: bool) -> list[Row]:
+        statements = self._sql
+        try:
+            return await self._run(statements.write_guarded if guarded else statements.write_versioned, params)
+        except _SameRow:
+            once = statements.write_guarded_once if guarded else statements.write_versioned_once
+            return await self._run(once, params)
 
     async def truncate(self, lsn: int) -> Written:
         """Remove the embeddings of all that was in the source before ``lsn``."""

@@ -108,6 +108,19 @@ def test_two_jobs_on_one_table_each_with_its_model(scene18, db18):
     assert_exact(db18, "body", "body_vec", 16)
 
 
+def test_jobs_on_one_table_do_not_get_in_each_others_way(scene18, db18):
+    """Each write-back moves the row for the others: they must take turns, or texts are embedded again for nothing."""
+    db18.execute("INSERT INTO docs SELECT i, 'title ' || i FROM generate_series(41, 3000) AS i")
+    models = [Twin(8), Twin(8), Twin(8)]
+    names = [scene18.job("title", f"vec{i}", model, job=str(i)) for i, model in enumerate(models)]
+    scene18.start()
+    scene18.backfilled(*names)
+    scene18.sync()
+    assert [len(model.asked) for model in models] == [3000] * 3
+    for i in range(3):
+        assert_exact(db18, "title", f"vec{i}", 8)
+
+
 @pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
 @pytest.mark.parametrize("kind", [JobKind.EMBEDDING, JobKind.COMPLETION])
 def test_what_is_made_is_scanned_once(scene18, db18, kind, identity):
