@@ -8,7 +8,7 @@ TRITON := .venv-triton/.complete
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-triton demo test test-triton check bench bench-triton bench-gpu fuzz chaos sim clean \
+.PHONY: help setup setup-triton demo test test-triton check bench bench-index bench-triton bench-gpu fuzz chaos sim clean \
         postgres15 chromium promtool
 
 help: ## list the targets
@@ -34,6 +34,10 @@ check: $(STAMP) ## style, types, arrows between packages, links, and the documen
 
 bench: $(STAMP) ## the figures: decoding, draining a backlog, end to end, latency, memory
 	$(BIN)/walvec bench all
+
+bench-index: $(STAMP) ## external indexes: loading, building, freshness; and autotune beside a sweep (BENCH= flags)
+	$(BIN)/python -m cdc.bench_index $(BENCH)
+	$(BIN)/python -m cdc.bench_autotune
 
 fuzz: $(STAMP) ## feed the decoder broken bytes for FUZZ_SECONDS (120)
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest tests/fuzz --timeout=0 -s

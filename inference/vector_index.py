@@ -25,6 +25,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.exact import nearest
 from inference.index_gate import Gate
 
 Floats = NDArray[np.float32]
@@ -303,26 +304,8 @@ class VectorIndex:
     def _exact(self, vectors: Floats, k: int) -> tuple[Labels, Floats]:
         """Compare with every vector. Inside the gate."""
         present = np.flatnonzero(self._live)
-        if self.metric == "cosine":
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.maximum(norms, 1e-30)
-        best = np.empty((len(vectors), 0), np.int64)
-        near = np.empty((len(vectors), 0), np.float32)
-        for start in range(0, len(present), _EXACT_ROWS):
-            part = present[start : start + _EXACT_ROWS]
-            distances = self._distances(vectors, self._vectors(part))
-            near = np.concatenate([near, distances], axis=1)
-            best = np.concatenate([best, np.broadcast_to(part, (len(vectors), len(part)))], axis=1)
-            order = np.argsort(near, axis=1, kind="stable")[:, :k]
-            near, best = np.take_along_axis(near, order, 1), np.take_along_axis(best, order, 1)
-        return best, near
-
-    def _distances(self, queries: Floats, rows: Floats) -> Floats:
-        if self.metric in ("cosine", "ip"):
-            products = queries @ rows.T
-            return -products if self.metric == "ip" else 1 - products
-        squares = np.stack([((rows - query) ** 2).sum(axis=1) for query in queries])
-        return np.sqrt(squares) if self.metric == "l2" else squares
+        parts = (present[start : start + _EXACT_ROWS] for start in range(0, len(present), _EXACT_ROWS))
+        return nearest(vectors, ((part, self._vectors(part)) for part in parts), self.metric, k)
 
     def _as_metric(self, distances: Floats) -> Floats:
         """Return hnswlib's distances (squared, or 1 - product) as those of the metric."""

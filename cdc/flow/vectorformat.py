@@ -129,6 +129,11 @@ class VectorFormat:
 
     def usable(self, vectors: Floats) -> NDArray[np.bool_]:
         """Return which vectors an index can hold: finite ones, for ``cosine`` with a direction."""
+        # One pass tells of nearly all that they are well; only numbers above 1e19 need a second look.
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", vectors, vectors)
+        if np.isfinite(squares).all() and (self.metric != "cosine" or squares.all()):
+            return np.ones(len(vectors), np.bool_)
         good = np.isfinite(vectors).all(axis=1)
         if self.metric == "cosine":
             good &= vectors.any(axis=1)

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from cdc.errors import ConfigError, PipelineFault, SlotInUse, Unavailable
-from cdc.flow.keymap import KeyCodec
+from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
 from cdc.jobs import IndexSpec, Job
 from cdc.lsn import parse_lsn

@@ -20,14 +20,16 @@ from psycopg import pq, sql
 from psycopg.errors import error_from_result
 
 from cdc.errors import DecodeError
-from cdc.flow.keymap import KeyCodec, Keys
+from cdc.flow.keycodec import KeyCodec, Keys
 from cdc.flow.vectorformat import Floats, VectorFormat
 from cdc.postgres import expressions
 from cdc.postgres.connect import classify
 from cdc.rows import Column, Table
 
-CHUNK_BYTES: Final = 8 << 20
-CHUNK_ROWS: Final = 8192
+CHUNK_BYTES: Final = 1 << 20
+"""Of messages parsed at once: few enough that they stay in the processor's cache from one step to the next."""
+
+CHUNK_ROWS: Final = 4096
 
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0"
 _DIRECT: Final = ("text", "varchar")

@@ -10,22 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline, WalvecError
+from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline
 from cdc.jobs import IndexSpec, Job, JobId
 from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
 from cdc.services.index_build import Ended, Served, build, folder_of, reopen
+from cdc.services.index_checks import StartOver, check
 from cdc.services.index_files import IndexRefused
 from cdc.services.tasks import end
+from cdc.services.threads import from_thread, in_thread, whole
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 _LOOK_S: Final = 0.25
 _AGAIN_S: Final = 5.0
@@ -46,10 +47,6 @@ class IndexTuning:
     journal_bytes: int = 32 << 20
     check_s: float = 5.0
     idle_s: float = 5.0
-
-
-class _StartOver(Exception):
-    """What there is cannot be kept current any more; the message says why."""
 
 
 class IndexRunner:
@@ -143,7 +140,7 @@ class IndexRunner:
             while True:
                 try:
                     await self._keep(job, spec, source, report)
-                except (_StartOver, SlotLost, PublicationMissing) as exc:
+                except (StartOver, SlotLost, PublicationMissing) as exc:
                     log.warning("external_index_restarted", job=str(job.id), message=str(exc))
                     if time.monotonic() - over < _AGAIN_S:
                         await asyncio.sleep(_AGAIN_S)  # it happens again and again: not as fast as it can
@@ -160,17 +157,17 @@ class IndexRunner:
         assert isinstance(job.spec, IndexSpec)
         await self._forget(job.id)
         source = self._source(job, job.spec)
-        await self._in_thread(source.discard, source)
+        await in_thread(source.discard, source.interrupt)
         await asyncio.to_thread(folder_of(self._root, job).remove)
 
     async def _forget(self, id: JobId) -> None:
         served = self._served.pop(id, None)
         if served is not None:
-            await _whole(asyncio.to_thread(served.close))
+            await whole(asyncio.to_thread(served.close))
 
     async def _keep(self, job: Job, spec: IndexSpec, source: IndexSource, report: JobReport) -> None:
         """Follow the table from what there is; build that first, if it must be."""
-        observed = await self._in_thread(source.observe, source)
+        observed = await in_thread(source.observe, source.interrupt)
         served = self._served.get(job.id)
         if served is not None and (served.spec != spec or served.job.table != job.table or served.follower.failure):
             await self._forget(job.id)
@@ -178,7 +175,7 @@ class IndexRunner:
         if served is None or served.is_closed:
             served = await self._reopen(job, spec, source, observed) or await self._build(job, spec, source, report)
         else:
-            _check(served, observed)
+            check(served, observed)
         tasks = [
             asyncio.create_task(self._follow(served, source)),
             asyncio.create_task(self._finish(served, source, report)),
@@ -200,7 +197,7 @@ class IndexRunner:
             return served
 
         try:
-            return await self._in_thread(work, source)
+            return await in_thread(work, source.interrupt)
         except IndexRefused as exc:
             log.warning("external_index_refused", job=str(job.id), message=str(exc))
             return None
@@ -209,7 +206,7 @@ class IndexRunner:
         """Build anew. An index that is there answers until the new one takes its place, but follows no more."""
         old = self._served.get(job.id)
         if old is not None:
-            await _whole(asyncio.to_thread(old.close))
+            await whole(asyncio.to_thread(old.close))
         done, stop = [0.0], threading.Event()
         folder = folder_of(self._root, job)
         most = _HALF if spec.name else _ALL
@@ -223,7 +220,9 @@ class IndexRunner:
         async with self._building:
             telling = asyncio.create_task(_tell(report, lambda: int(done[0] * most)))
             try:
-                return await self._in_thread(work, source, stop)
+                return await in_thread(work, source.interrupt, stop)
+            except Ended:
+                raise Unavailable("The build was ended.") from None
             finally:
                 await end([telling])
 
@@ -244,13 +243,13 @@ class IndexRunner:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         follower = served.follower
         follower.connected()
-        wake = _from_thread(loop, ended.set)
+        wake = from_thread(loop, ended.set)
         follower.failed = wake
         stream = await source.stream(follower, wake)
         refreshing: asyncio.Task[None] | None = None
         try:
             if (stream.system, stream.timeline) != (served.manifest.system, served.manifest.timeline):
-                raise _StartOver("The server was failed over or restored.")
+                raise StartOver("The server was failed over or restored.")
             follower.wake = stream.acknowledge
             stream.begin()
             while True:
@@ -261,14 +260,14 @@ class IndexRunner:
                 if failure is not None:
                     raise failure
                 if follower.gap:
-                    raise _StartOver(f"Changes were missed: {follower.gap}.")
-                _check(served, await self._in_thread(source.observe, source))
+                    raise StartOver(f"Changes were missed: {follower.gap}.")
+                check(served, await in_thread(source.observe, source.interrupt))
                 refreshing = self._tend(served, refreshing)
         finally:
             follower.wake = lambda: None
             if refreshing is not None:
                 await end([refreshing])
-            await _whole(stream.close(drain=True))
+            await whole(stream.close(drain=True))
 
     def _tend(self, served: Served, refreshing: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
         """Save the index when its journal has grown, and have it made fresh when it has decayed."""
@@ -291,70 +290,11 @@ class IndexRunner:
 
         try:
             async with self._building:
-                if await self._in_thread(work, None, stop):
+                if await in_thread(work, None, stop):
                     log.info("external_index_refreshed", job=str(served.job.id), rows=served.index.count)
                     served.follower.checkpoint()
         except ConfigError as exc:
             log.warning("external_index_not_refreshed", job=str(served.job.id), message=str(exc))
-
-    async def _in_thread(
-        self, work: Callable[[], T], source: IndexSource | None, stop: threading.Event | None = None
-    ) -> T:
-        """Run ``work`` in a thread; when cancelled, end it and wait for its end before going on."""
-        task = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if stop is not None:
-                stop.set()
-            while not task.done():
-                if source is not None:
-                    await _whole(asyncio.to_thread(source.interrupt))
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task], timeout=1.0)
-            if not task.cancelled():
-                task.exception()
-            raise
-        except Ended:
-            raise Unavailable("The build was ended.") from None
-
-
-def _check(served: Served, observed: Observed) -> None:
-    """Make sure that the stream tells all there is.
-
-    Raises:
-        _StartOver: it does not.
-    """
-    indexed, told = observed.indexed, served.follower.truncates
-    if indexed.identity != served.indexed.identity:
-        raise _StartOver("The table's definition changed.")
-    if observed.publication != served.manifest.publication:
-        raise _StartOver("The publication of the index was changed or dropped.")
-    if not observed.slot.exists or observed.slot.lost:
-        raise _StartOver("The replication slot of the index was dropped or invalidated.")
-    if indexed.storage == served.storage:
-        served.truncates, served.suspected = told, ""
-    elif not indexed.partitioned and told != served.truncates:  # a TRUNCATE, which the stream has told of
-        served.truncates, served.suspected, served.storage = told, "", indexed.storage
-        served.follower.checkpoint()
-    elif indexed.partitioned or served.suspected == indexed.storage:
-        raise _StartOver("The table was rewritten, or its partitions changed.")
-    else:  # perhaps a TRUNCATE that the stream has yet to tell of: the next look says
-        served.suspected = indexed.storage
-
-
-async def _whole(work: Any) -> None:
-    """Await ``work`` to its end, however often we are cancelled meanwhile; then be cancelled."""
-    task, cancelled = asyncio.ensure_future(work), False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    with contextlib.suppress(WalvecError):
-        task.result()
 
 
 async def _tell(report: JobReport, percent: Callable[[], int]) -> None:
@@ -365,14 +305,6 @@ async def _tell(report: JobReport, percent: Callable[[], int]) -> None:
         if (now := percent()) > last:
             last = now
             await report.progress(now)
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Callable[[], None]:
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(call)
-
-    return wake
 
 
 def _names(served: Served) -> set[str]:

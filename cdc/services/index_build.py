@@ -15,7 +15,8 @@ from typing import Final
 import structlog
 
 from cdc.errors import WalvecError
-from cdc.flow.keymap import KeyCodec, restore
+from cdc.flow.keycodec import KeyCodec
+from cdc.flow.keymap import restore
 from cdc.flow.vectorformat import VectorFormat
 from cdc.jobs import IndexSpec, Job
 from cdc.ports.indexes import Chunk, Indexed, Indexes, IndexSource, Observed, Origin
@@ -26,7 +27,7 @@ from cdc.services.keyed_index import KeyedIndex, Make
 
 log = structlog.get_logger()
 
-_CHUNKS_AHEAD: Final = 3
+_CHUNKS_AHEAD: Final = 16
 
 
 class Ended(Exception):

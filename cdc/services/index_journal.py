@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdc.errors import WalvecError
-from cdc.flow.keymap import IndexKey, KeyCodec
+from cdc.flow.keycodec import IndexKey, KeyCodec
 
 Floats = NDArray[np.float32]
 

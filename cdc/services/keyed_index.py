@@ -14,7 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from cdc.flow.keymap import IndexKey, KeyCodec, KeyMap, Keys
+from cdc.flow.keycodec import IndexKey, KeyCodec, Keys
+from cdc.flow.keymap import KeyMap, new_map
 from cdc.ports.indexes import Floats, Labels, VectorIndex
 from cdc.services.index_journal import Change
 
@@ -43,7 +44,7 @@ class KeyedIndex:
         self.dimension = dimension
         self.skipped = 0
         self._make = make
-        self._now: tuple[VectorIndex | None, KeyMap] = (None, codec.new_map())
+        self._now: tuple[VectorIndex | None, KeyMap] = (None, new_map(codec))
         self._changing = threading.Lock()
         self._touched: set[IndexKey] | None = None  # keys changed since a rebuild began
 
@@ -167,7 +168,7 @@ class KeyedIndex:
 
     def _clear(self) -> None:
         with self._changing:
-            self._now = (None, self.codec.new_map())
+            self._now = (None, new_map(self.codec))
             self._touched = None  # what a rebuild was making is of no use any more
 
     # -- making fresh -----------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class KeyedIndex:
             labels = np.flatnonzero(keys.live)
             taken = keys.take(labels)
             touched = self._touched = set()
-        fresh_keys = self.codec.new_map()
+        fresh_keys = new_map(self.codec)
         fresh = self._make(index.dimension, len(labels) * 11 // 10 + _ROWS)
         for part, names in _parts(labels, taken):
             if stop() or self._touched is not touched:

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 import cdc
 from cdc import cli, config
-from cdc.errors import Fenced, PipelineFault
+from cdc.errors import Fenced, PipelineFault, UnknownPipeline
 
 COMMANDS = {
     "run", "init", "doctor", "status", "sync", "verify", "reconcile", "errors", "pause", "resume", "search", "drop",
@@ -174,11 +174,42 @@ def test_a_database_error_that_nobody_classified_is_a_refusal_too(walvec, app):
 
 def test_search_prints_key_distance_and_text(walvec, app):
     found = [{"key": {"id": 1}, "distance": 0.25, "content": "read a\nzip " + "x" * 200}]
-    app.search = lambda settings, pipeline, text, k: found if (pipeline, text, k) == ("p", "zip", 3) else []
+    app.search = lambda settings, pipeline, text, k, vector: found if (pipeline, text, k) == ("p", "zip", 3) else []
     code, out, _ = walvec("search", "p", "zip", "-k", "3")
     assert code == 0 and "0.2500" in out and "id=1" in out and "read a zip" in out
     code, out, _ = walvec("search", "p", "zip", "-k", "3", "--json")
     assert code == 0 and json.loads(out) == found
+
+
+def test_search_asks_the_running_daemon_for_what_the_database_does_not_have(walvec, app, monkeypatch):
+    asked = []
+
+    def search(settings, pipeline, text, k, vector):
+        raise UnknownPipeline("There is none.")
+
+    def ask(settings, pipeline, text, vector, k, ef):
+        asked.append((pipeline, text, vector, k, ef))
+        return [{"key": {"id": 7}, "distance": 0.5, "content": None}]
+
+    app.search = search
+    monkeypatch.setattr("cdc.cli.asking.ask_search", ask)
+    code, out, _ = walvec("search", "public.t.v", "--vector", "[1, 2.5]", "-k", "3")
+    assert code == 0 and "id=7" in out
+    code, out, _ = walvec("search", "public.t.v", "zip", "--ef", "90")
+    assert code == 0
+    assert asked == [("public.t.v", None, [1.0, 2.5], 3, None), ("public.t.v", "zip", None, 10, 90)]
+    for wrong in (["--vector", "1, 2"], ["--vector", "[]"], ["zip", "--vector", "[1]"], []):
+        code, _, err = walvec("search", "public.t.v", *wrong)
+        assert code == 2 and "--vector" in err
+
+
+def test_search_says_where_nobody_answers(walvec, app):
+    def search(settings, pipeline, text, k, vector):
+        raise UnknownPipeline("There is none.")
+
+    app.search = search
+    code, _, err = walvec("search", "p", "zip", "--http", "127.0.0.1:1")
+    assert code == 2 and "There is none. No walvec answers at 127.0.0.1:1." in err
 
 
 def test_reconcile_prints_what_it_did(walvec, app):

@@ -238,9 +238,9 @@ def test_nothing_shown_or_printed_holds_a_secret():
 
 
 def test_units_are_in_the_names_of_quantities():
-    unit = re.compile(r"_(rows|tokens|ms|s|bytes)$")
+    unit = re.compile(r"_(rows|tokens|ms|s|bytes|percent)$")
     quantities = {name for name, value in CONTRACT_DEFAULTS.items() if isinstance(value, (int, float))}
-    counts = {"inflight", "inflight_max", "max_attempts", "dimensions"}
+    counts = {"inflight", "inflight_max", "max_attempts", "dimensions", "index_threads", "index_memory", "completions"}
     assert {name for name in quantities if not unit.search(name)} == counts
 
 
