@@ -1,11 +1,13 @@
 """A database with one watched table, and settings for it."""
 
 import secrets
+import sys
 
 import pytest
 
-from cdc import config
+from cdc import cli, config
 from cdc.postgres import setup
+from cdc.telemetry import logs
 
 
 @pytest.fixture
@@ -40,3 +42,19 @@ def pipeline(articles, settings):
         row,
     )
     return "public.articles"
+
+
+@pytest.fixture
+def walvec(monkeypatch, capsys):
+    """Run a command in this process; return its exit status, standard output and standard error."""
+    for setting in config.table():
+        monkeypatch.delenv(setting.env, raising=False)
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["walvec", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run

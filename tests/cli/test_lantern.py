@@ -11,14 +11,13 @@ import numpy as np
 import psycopg
 import pytest
 
-from cdc import cli, config
+from cdc import config
 from cdc.postgres import one_off_plan
 from cdc.postgres.one_off import OneOffTable, open_sessions
 from cdc.postgres.one_off_plan import Asked
-from cdc.rows import Table
+from cdc.rows import Table, key_cells
 from cdc.services.gate import ModelGate
 from cdc.services.one_off import OneOff
-from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 from cdc.testing.cluster import Cluster
 from cdc.testing.twins import DIMENSION, ScriptedModel
@@ -26,22 +25,6 @@ from inference.hashing import hash_vectors
 from inference.testing_api import FakeApi
 
 BOOKS = ("-m", "hash-8", "--runtime", "hash", "-t", "books", "-c", "title", "--out-column", "vec")
-
-
-@pytest.fixture
-def walvec(monkeypatch, capsys):
-    """Run a command in this process; return its exit status, standard output and standard error."""
-    for setting in config.table():
-        monkeypatch.delenv(setting.env, raising=False)
-    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["walvec", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -264,7 +247,7 @@ async def all_pages(database, rows, text_bytes):
         pages, after = [], None
         while page := await table.page(after, rows, text_bytes):
             assert sum(len(item.text) for item in page[:-1]) <= text_bytes
-            pages.append([int(item.key) for item in page])
+            pages.append([int(key_cells(item.key)[0]) for item in page])
             after = page[-1].key
         return pages
 
