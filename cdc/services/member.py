@@ -73,7 +73,7 @@ class Member:
             embeddings=pipeline.writer.embeddings,
             lag_seconds=lag_s if unprocessed else 0.0,
             errors=pipeline.writer.buried,
-            backfill_done=progress.done,
+            backfill_done=pipeline.scan.done,
             backfill_total=progress.total,
             backfilled=self.backfilled,
         )

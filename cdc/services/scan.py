@@ -52,6 +52,15 @@ class Scan:
         self._wake = wake  # tells the dispatcher that there is work
         self.progress = progress
         self.embeddings = 0  # as counted at the end of the last walk
+        self._open: deque[tuple[Claim, Page]] = deque()  # pages of the source that were read and are not done
+
+    @property
+    def done(self) -> int:
+        """How many rows of the source have been dealt with, those of pages that are not done among them.
+
+        A page may hold thousands of rows, and a slow model need minutes for it.
+        """
+        return self.progress.done + sum(page.rows - claim.outstanding for claim, page in self._open)
 
     async def run(self, again: Callable[[], bool]) -> None:
         """Walk from where the progress says to the end, and make each step durable.
@@ -89,6 +98,16 @@ class Scan:
     async def _walk(self, read: PageReader, *, counts: bool) -> None:
         size = PageSize()
         pending: deque[tuple[Claim, Page]] = deque()
+        if counts:
+            self._open = pending
+        try:
+            await self._walk_pages(read, size, pending, counts=counts)
+        finally:
+            self._open = deque()
+
+    async def _walk_pages(
+        self, read: PageReader, size: PageSize, pending: deque[tuple[Claim, Page]], *, counts: bool
+    ) -> None:
         after = self.progress.cursor
         while True:
             started = time.monotonic()
