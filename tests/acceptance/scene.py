@@ -29,7 +29,8 @@ BOOKS: Final = ("embedding_generation_jobs", "external_index_jobs", "index_autot
 TABLES: Final = """
 CREATE TABLE embedding_generation_jobs (
     id serial PRIMARY KEY, database_id text NOT NULL, db_connection text NOT NULL,
-    schema text NOT NULL DEFAULT 'public', "table" text NOT NULL, pk text NOT NULL DEFAULT 'id', label text, job_type text DEFAULT 'embedding_generation',
+    schema text NOT NULL DEFAULT 'public', "table" text NOT NULL,
+    pk text NOT NULL DEFAULT 'id', label text, job_type text DEFAULT 'embedding_generation',
     column_type text DEFAULT 'REAL[]', batch_size int, runtime text NOT NULL DEFAULT 'ort', runtime_params jsonb,
     src_column text NOT NULL, dst_column text NOT NULL, embedding_model text NOT NULL,
     created_at timestamp NOT NULL DEFAULT current_timestamp, updated_at timestamp NOT NULL DEFAULT current_timestamp,
