@@ -372,3 +372,26 @@ def test_the_control_database_may_restart(pg18):
                         daemon.wait_for("job_engine_released", 20)
                         assert daemon.stop() == 0
         target.drop()
+
+
+def test_answers_that_the_column_does_not_take_are_kept_with_their_rows(jobs):
+    jobs.db.execute("ALTER TABLE embedding_generation_jobs ADD job_type text, ADD column_type text")
+    jobs.db.execute("CREATE TABLE articles (a text, b int, body text, n int, PRIMARY KEY (a, b))")
+    jobs.db.execute("INSERT INTO articles VALUES ('x:y', 1, 'five', NULL), ('ä', 2, 'many', NULL)")
+    api = FakeApi()
+    said = {"five": "5", "many": "I cannot count that"}
+    api.answers = lambda text: said.get(text, "7")
+    with served(api), jobs.daemon() as daemon:
+        id = jobs.add(
+            dst_column="n",
+            runtime="openai",
+            runtime_params=json.dumps({"base_url": api.url}),
+            embedding_model="gpt-4o",
+            job_type="completion",
+            column_type="int",
+        )
+        jobs.until(id, "init_finished_at")
+        ask = "SELECT job_id, row_id, value FROM walvec.embedding_failure_info"
+        assert eventually(lambda: jobs.db.execute(ask).fetchall()) == [(id, '["ä", "2"]', "I cannot count that")]
+        assert jobs.db.execute("SELECT n FROM articles ORDER BY b").fetchall() == [(5,), (None,)]
+        assert "cannot count" not in daemon.log

@@ -62,6 +62,7 @@ class FakeBooks:
         self.seen = set()
         self.elsewhere = set()
         self.fault = None
+        self.slow = 0.0
         self.used = []
 
     def add(self, id, table=EMBEDDINGS, **columns):
@@ -82,7 +83,7 @@ class FakeBooks:
         if self.fault:
             raise self.fault
         before = {id: (kind, dict(row)) for id, (kind, row) in self.rows.items()}
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.slow)
         return before
 
     def covers(self, xid):
@@ -212,6 +213,7 @@ async def test_a_stale_look_does_not_bring_the_next_try_forward():
     books, runner = FakeBooks(), FakeRunner()
     runner.faults[1] = [PipelineFault("no")] * 50
     books.add(1)
+    books.slow = 0.02
     async with directing(books, runner) as director:
         for _ in range(200):  # looks under way whenever the failure is written
             director.changed(None)
@@ -324,7 +326,7 @@ async def test_the_later_of_two_jobs_for_one_column_gives_way_until_the_earlier_
         books.row(id)["canceled_at"] = "t"
         director.changed(None)
         if id == 1:
-            await until(lambda: [job.id for job in runner.running] == [2], 1.5)
+            await until(lambda: [job.id for job in runner.running] == [2], 0.5)
             await until(lambda: books.row(2)["init_failed_at"] is None)
         else:
             await until(lambda: ("discard", 2, "v") in runner.log)
