@@ -174,11 +174,13 @@ class Sampler:
         return exact.truth()
 
     def part(self, ground: Ground, rows: int, queries: int) -> Ground:
-        """Return ``ground`` where it has no more than so many rows, else a random part of it."""
-        if len(ground.rows) <= rows:
-            return ground
-        chosen = ground.rows[np.sort(self.random.choice(len(ground.rows), rows, replace=False))]
+        """Return ``ground`` with no more than so many rows, chosen at random, and queries."""
         asked = ground.queries[:queries]
+        if len(ground.rows) <= rows:
+            few = np.arange(len(ground.queries)) < queries
+            apart = ground.apart[few] if ground.apart is not None else None
+            return Ground(ground.rows, asked, ground.truth.only(few), ground.kind, apart)
+        chosen = ground.rows[np.sort(self.random.choice(len(ground.rows), rows, replace=False))]
         truth = self.exact(asked, chosen)
         apart = self.apart(asked, chosen, truth) if ground.apart is not None else None
         return Ground(chosen, asked, truth, ground.kind, apart)

@@ -23,13 +23,13 @@ from cdc.postgres.trials import Target, Trials
 from cdc.postgres.tuning import Existing, Place, Subject, TuningSession, index_name
 from cdc.rows import Table
 from inference import queries as asking
-from inference.proxy import Measured, Proxy, as_hard, climb, quicker_threads
+from inference.proxy import Measured, Proxy, climb, quicker_threads
 from inference.recall import Metric, Truth, Vectors
 from inference.tuning import MOST_EF, PGVECTOR_SHARE, Climbed, EfSearch, Ladder, Rung
 
-PROXY_ROWS: Final = 25_000
+PROXY_ROWS: Final = 20_000
 """Rows on which the graphs of a ladder are compared: their order hardly depends on the number of rows, ``ef`` does."""
-PROXY_QUERIES: Final = 1_000
+PROXY_QUERIES: Final = 500
 GROWTH: Final = 0.27
 """``ef`` for a recall grew with about this power of the rows (30, 38, 42, 50, 67 at 3, 6, 12, 25, 50 thousand); used
 only to guess where to begin."""
@@ -50,6 +50,7 @@ class Search:
         self._known = earlier
         self._heard: list[Trial] = []
         self._compared: list[Climbed] = []
+        self._stage = (40, 97)  # per cent of the whole that building and measuring in the database takes
 
     def run(self) -> AutotuneResult:
         """Search.
@@ -94,12 +95,12 @@ class Search:
         small = self._sampler.part(ground, PROXY_ROWS, PROXY_QUERIES)
         self._threads = self._threads or quicker_threads(self._sampler.dimension)
         target = self._spec.target_recall
-        ladder = Ladder(target, rungs=[_rung(earlier)]) if earlier else Ladder(target)
+        ladder = Ladder(target, rungs=[Rung(earlier.m, earlier.ef_construction)]) if earlier else Ladder(target)
         rungs: set[Rung] = set()
 
         def heard(proxy: Proxy, measured: Measured) -> None:
             rungs.add(proxy.rung)
-            self._say.progress(min(45, 10 + 10 * len(rungs)))
+            self._say.progress(min(40, 10 + 10 * len(rungs)))
             self._hear_proxy(proxy, measured, small)
 
         climbed, proxy = climb(
@@ -130,65 +131,77 @@ class Search:
         """Without pgvector: the graphs are hnswlib's, and so is the answer."""
         earlier = self._earlier(len(ground.rows))
         climbed, proxy, small = self._climb(ground, earlier)
-        if small is not ground:
+        if len(small.queries) < len(ground.queries) or len(small.rows) < len(ground.rows):
             start = int(climbed.ef * math.pow(len(ground.rows) / len(small.rows), GROWTH))
-            full = Proxy(ground.rows, self._metric, climbed.rung, self._threads, self._check)
-            self._say.progress(80)
+            full = proxy
+            if proxy.rows < len(ground.rows):
+                full = Proxy(ground.rows, self._metric, climbed.rung, self._threads, self._check)
+            self._say.progress(60)
             climbed = full.least(
                 ground.queries, ground.truth, self._ef_search(start),
                 lambda m: self._hear_proxy(full, m, ground), self._check,
             )  # fmt: skip
             proxy = full
         wanted = (climbed.rung, climbed.ef, proxy.rows)
-        best = next(t for t in self._heard if (Rung(t.m, t.ef_construction), t.ef, t.rows) == wanted)
+        best = next(t for t in reversed(self._heard) if (Rung(t.m, t.ef_construction), t.ef, t.rows) == wanted)
         return self._result(best, climbed.reached, None, f"{obstacle}, so this is hnswlib's answer", earlier)
 
     def _on_scratch(self, trials: Trials, ground: Ground) -> AutotuneResult:
-        """On a copy that holds all rows but the queries."""
+        """On a copy of the table."""
         earlier = self._earlier(len(ground.rows))
-        if earlier is not None:
-            rung, start = _rung(earlier), _start(earlier)
-        else:
-            climbed, _, small = self._climb(ground, None)
-            rung, start = climbed.rung, _scaled(climbed.ef, len(small.rows), len(ground.rows))
-        target = trials.make_scratch(ground.rows, self._check)
-        index = Table(target.table.schema, f"{target.table.name}_hnsw")
-        built = self._build(trials, target, index.name, rung, len(ground.rows), concurrently=False)
-        trials.ask(ground.queries, self._check)
-        best, reached = self._in_database(trials, target, index, ground.truth, ground.kind, rung, start, built)
+        rung, start = self._rung(ground, earlier, len(ground.rows))
+        self._stage = (50, 97)
+        best, reached = self._on_copy(trials, ground, rung, start)
         return self._result(best, reached, None, "", earlier)
 
     def _on_table(self, trials: Trials, subject: Subject, rows: Vectors, ground: Ground) -> AutotuneResult:
-        """On the table itself: the index stays."""
+        """On the table itself: the index stays.
+
+        It holds every row, so only logged queries can be asked of it. Where there are none, the parameters are found on
+        a copy first, and a comparison of the two indexes carries them over.
+        """
         earlier = self._earlier(subject.rows)
-        queries, kind = ground.queries, ground.kind
-        if ground.apart is None and earlier is not None:
-            rung, start = _rung(earlier), _start(earlier)
-        else:
-            climbed, proxy, small = self._climb(ground, earlier)
-            rung = climbed.rung
-            start = _start(earlier) if earlier else _scaled(climbed.ef, len(small.rows), subject.rows)
-            if ground.apart is not None:
-                queries, kind = self._noise(rows, ground, small, climbed, proxy), "noise"
-            del proxy, small
+        rung, start = self._rung(ground, earlier, subject.rows)
+        queries, kind, shift = ground.queries, ground.kind, 0.0
+        if ground.apart is not None:
+            self._stage = (40, 66)
+            best, _ = self._on_copy(trials, ground, rung, start)
+            queries, kind = self._noise(ground), "carried over"
+            trials.ask(queries, self._check)
+            found, _ = trials.trial(ground.truth.k, best.ef)
+            start, shift = best.ef, best.recall - self._sampler.exact(queries, ground.rows).recall(found)
+            self._session.drop_scratch()
         truth = self._sampler.whole_truth(subject, rows, queries)
+        self._stage = (68, 97)
         index, built, name = self._index(trials, subject, rung)
         trials.ask(queries, self._check)
-        best, reached = self._in_database(trials, trials.table, index, truth, kind, rung, start, built)
+        best, reached = self._in_database(trials, trials.table, index, truth, kind, rung, start, built, shift)
         index = trials.finish(index, name, comment(self._spec, best))
         self._sampler.sampled = ""  # ef was measured on all rows
         return self._result(best, reached, index, "", earlier)
 
-    def _noise(self, rows: Vectors, ground: Ground, small: Ground, climbed: Climbed, proxy: Proxy) -> Vectors:
-        """Return queries near rows of the table that are as hard to search for as the rows held out."""
-        assert ground.apart is not None and small.apart is not None
-        random = self._sampler.random
-        factor = as_hard(
-            proxy, small.rows, self._metric, small.apart, climbed.ef, climbed.recall, small.truth.k, random, self._check
-        )
-        count = min(asking.MOST, len(rows))
-        chosen = rows[random.choice(len(rows), count, replace=False)]
-        return asking.moved(chosen, self._metric, random.choice(ground.apart, count) * factor, random)
+    def _rung(self, ground: Ground, earlier: Earlier | None, rows: int) -> tuple[Rung, int]:
+        """Return the graph to build on ``rows`` rows, and the ``hnsw.ef_search`` to begin with."""
+        if earlier is not None:
+            share = 1.0 if earlier.backend == "pgvector" else PGVECTOR_SHARE
+            return Rung(earlier.m, earlier.ef_construction), int(earlier.ef * share)
+        climbed, _, small = self._climb(ground, None)
+        return climbed.rung, int(climbed.ef * PGVECTOR_SHARE * math.pow(rows / len(small.rows), GROWTH))
+
+    def _on_copy(self, trials: Trials, ground: Ground, rung: Rung, start: int) -> tuple[Trial, bool]:
+        """Build and measure on a scratch table that holds all rows but the queries."""
+        target = trials.make_scratch(ground.rows, self._check)
+        index = Table(target.table.schema, f"{target.table.name}_hnsw")
+        built = self._build(trials, target, index.name, rung, len(ground.rows), concurrently=False)
+        trials.ask(ground.queries, self._check)
+        return self._in_database(trials, target, index, ground.truth, ground.kind, rung, start, built)
+
+    def _noise(self, ground: Ground) -> Vectors:
+        """Return queries near random rows of ``ground``."""
+        assert ground.apart is not None
+        random, count = self._sampler.random, min(asking.MOST, len(ground.rows))
+        chosen = ground.rows[random.choice(len(ground.rows), count, replace=False)]
+        return asking.moved(chosen, self._metric, random.choice(ground.apart, count), random)
 
     def _index(self, trials: Trials, subject: Subject, rung: Rung) -> tuple[Table, float | None, str]:
         """Make the table's index; return it, the seconds that took (None: it was there), and its name to be."""
@@ -210,19 +223,22 @@ class Search:
         return index, built, name
 
     def _build(self, trials: Trials, target: Target, name: str, rung: Rung, rows: int, *, concurrently: bool) -> float:
-        self._say.progress(50)
+        self._progress(0)
         self._check()
         return trials.build(
             target, name, rung.m, rung.ef_construction, rows, concurrently=concurrently,
-            progress=lambda share: self._say.progress(50 + int(30 * share)),
+            progress=lambda share: self._progress(0.7 * share),
         )  # fmt: skip
 
     def _in_database(
         self, trials: Trials, target: Target, index: Table, truth: Truth, kind: str, rung: Rung, start: int,
-        built: float | None,
+        built: float | None, shift: float = 0.0,
     ) -> tuple[Trial, bool]:  # fmt: skip
-        """Find the least ``hnsw.ef_search``, by pgvector's own answers; return its trial and whether it is enough."""
-        self._say.progress(80)
+        """Find the least ``hnsw.ef_search``, by pgvector's own answers; return its trial and whether it is enough.
+
+        ``shift`` is added to the recall that these queries have: they are easier or harder by so much.
+        """
+        self._progress(0.7)
         trials.prepare(target, index)
         trials.warm_up(truth.k)
         size, search, mine = trials.size(index), self._ef_search(start), list[Trial]()
@@ -230,18 +246,23 @@ class Search:
             self._check()
             found, took = trials.trial(truth.k, ef)
             p50, p99 = np.percentile(took, (50, 99))
-            recall = truth.recall(found)
+            recall = min(1.0, truth.recall(found) + shift)
             mine.append(
                 Trial("pgvector", rung.m, rung.ef_construction, ef, recall, float(p50), float(p99), built, size,
                       truth.rows, len(found), kind)
             )  # fmt: skip
             self._hear(mine[-1])
             search.tell(ef, recall)
-            self._say.progress(min(97, 82 + 2 * len(mine)))
+            self._progress(min(1.0, 0.7 + 0.04 * len(mine)))
         best = max(mine, key=lambda t: (t.ef == search.found, t.recall, -t.ef))
         return best, search.found is not None
 
     # --- what is told -----------------------------------------------------------------------------------------------
+
+    def _progress(self, share: float) -> None:
+        """Say how much of the present stage is done."""
+        first, last = self._stage
+        self._say.progress(first + int((last - first) * share))
 
     def _ef_search(self, start: int) -> EfSearch:
         low = min(self._spec.k, MOST_EF)
@@ -266,19 +287,6 @@ class Search:
             reused=earlier is not None,
         )  # fmt: skip
         return AutotuneResult(tuple(self._heard), best, reached, summary, index, self._sampler.dimension)
-
-
-def _rung(earlier: Earlier) -> Rung:
-    return Rung(earlier.m, earlier.ef_construction)
-
-
-def _start(earlier: Earlier) -> int:
-    return earlier.ef if earlier.backend == "pgvector" else round(earlier.ef * PGVECTOR_SHARE)
-
-
-def _scaled(ef: int, rows: int, whole: int) -> int:
-    """Return where to begin in PostgreSQL, from what hnswlib needed on ``rows`` rows."""
-    return max(1, int(ef * PGVECTOR_SHARE * math.pow(whole / rows, GROWTH)))
 
 
 def _check_indexes(subject: Subject, indexes: Sequence[Existing]) -> None:

@@ -10,7 +10,7 @@ from inference.tuning import Climbed
 
 _KINDS = {
     "held out": "rows that it does not hold",
-    "noise": "queries as hard as unseen rows",
+    "carried over": "queries that it answers as a copy does, which was measured with rows that it did not hold",
     "logged": "logged queries",
 }
 

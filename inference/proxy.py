@@ -5,7 +5,6 @@ It builds several times faster than PostgreSQL does, so the graphs of a ladder c
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from inference.queries import moved
-from inference.recall import Distances, Exact, Metric, Truth, Vectors, distances, prepared
+from inference.recall import Distances, Metric, Truth, Vectors, distances, prepared
 from inference.tuning import Climbed, EfSearch, Ladder, Rung, cheapest, guess
 from inference.vector_index import VectorIndex, default_threads
 
@@ -26,6 +24,7 @@ BLOCK: Final = 4_096
 """Rows added between two looks at whether to go on."""
 _TRIAL_ROWS: Final = 1_500
 _NEAR_ENOUGH: Final = 0.004  # of the recall, where only graphs are compared
+_COARSE: Final = 0.05  # of ef, likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ def climb(
     start = guess(truth.k, target)
     while (rung := ladder.ask()) is not None:
         proxy = Proxy(rows, metric, rung, threads, check)
-        search = EfSearch(target, start=start, low=truth.k, enough=_NEAR_ENOUGH)
+        search = EfSearch(target, start=start, low=truth.k, enough=_NEAR_ENOUGH, coarse=_COARSE)
         climbed = proxy.least(queries, truth, search, partial(heard, proxy), check)
         ladder.tell(climbed)
         start = climbed.ef
@@ -136,48 +135,6 @@ def climb(
     if best not in kept:  # the cheapest changed back to a graph that was let go
         kept[best] = Proxy(rows, metric, best, threads, check)
     return ladder.best(), kept[best]
-
-
-def as_hard(
-    proxy: Proxy, rows: Vectors, metric: Metric, apart: Distances, ef: int, recall: float, k: int,
-    rng: np.random.Generator, check: Check, count: int = 1_000,
-) -> float:  # fmt: skip
-    """Return how far to move indexed rows for them to be as hard to search for as unseen rows are.
-
-    Unseen rows lie ``apart`` from their nearest neighbours. Moving indexed rows by as much at random makes queries that
-    are a little easier or harder than they; the factor returned makes up for it, on a graph where both can be asked.
-
-    Args:
-        proxy: A graph over ``rows``.
-        rows: Its rows.
-        metric: What near means.
-        apart: Distances of unseen rows to their nearest row, see :func:`inference.queries.moved`.
-        ef: At which unseen rows have the recall ``recall`` on the graph.
-        recall: See ``ef``.
-        k: Neighbours.
-        rng: Chooses rows and directions, the same at every step.
-        check: Called between steps.
-        count: Queries of a step.
-    """
-    chosen = rows[rng.choice(len(rows), min(count, len(rows)), replace=False)]
-    by = rng.choice(apart, len(chosen))
-    seed = int(rng.integers(1 << 62))
-
-    def excess(factor: float) -> float:
-        check()
-        queries = moved(chosen, metric, by * factor, np.random.default_rng(seed))
-        exact = Exact(queries, metric, k)
-        exact.add(rows)
-        return proxy.measure(queries, exact.truth(), ef, check).recall - recall
-
-    low, high = 0.25, 4.0  # recall falls as queries move away
-    best = (math.inf, 1.0)
-    for _ in range(6):
-        factor = (low * high) ** 0.5
-        over = excess(factor)
-        best = min(best, (abs(over), factor))
-        low, high = (factor, high) if over > 0 else (low, factor)
-    return best[1]
 
 
 @cache

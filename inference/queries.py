@@ -7,8 +7,9 @@ up to 0.1, and a tuner that believes it picks an ``ef`` that reaches 0.85 in pla
 *held out*
     Random rows kept out of the index under test. The best where the index is made for the trial.
 *noise*
-    Indexed rows moved away at random, as far as an unseen row is from its nearest neighbour. For an index that holds
-    the whole table.
+    Indexed rows moved away at random, as far as unseen rows are from their nearest neighbours. They are easier than
+    unseen rows, by how much depends on graph and ``ef``: good for telling whether two indexes of the same kind are
+    equally good, and for no more.
 *logged*
     What was really asked for, where somebody kept it. The best of all.
 """

@@ -23,11 +23,12 @@ MOST_EF: Final = 1_000
 PGVECTOR_SHARE: Final = 0.55
 """What pgvector's ``ef`` is of hnswlib's for the same recall, to begin the search with (67 → 38, 85 → 55, 63 → 31)."""
 
-AS_FAST: Final = 1.15
-"""Latencies within this factor count as equal, and the quicker build wins: they differ by as much from run to run."""
+AS_FAST: Final = 1.25
+"""Latencies within this factor count as equal, and the quicker build wins: from run to run they differ by nearly as
+much, and the next rung costs half as much again or twice to build and to keep."""
 
-MOST_RUNGS: Final = 4
-"""Graphs built on the ladder, at most."""
+MOST_RUNGS: Final = 3
+"""Graphs built on the ladder, at most; more where none of these reaches the target."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -135,7 +136,8 @@ class Ladder:
         at = self._next
         assert at is not None, "nothing was asked"
         self._done[at] = climbed
-        self._next = self._after(at, climbed) if len(self._done) < self._most else None
+        enough = len(self._done) >= self._most and any(c.reached for c in self.climbed)
+        self._next = None if enough else self._after(at, climbed)
 
     @property
     def climbed(self) -> list[Climbed]:

@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from cdc.errors import PipelineFault, Unavailable, WalvecError
-from cdc.flow.keymap import KeyCodec
+from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
 from cdc.postgres import expressions
 from cdc.postgres.connect import classify, connect_sync
@@ -200,6 +200,10 @@ class TuningSession:
     def drop_index(self, index: Table) -> None:
         """Drop an index without locking anybody out, if it is there."""
         self.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
+
+    def drop_scratch(self) -> None:
+        """Drop the scratch table, if it is there."""
+        self.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(self.scratch)))
 
     def _remove_leftovers(self) -> None:
         for (name,) in self.rows(bound("tuning", "scratch_tables"), {"schema": self.scratch.schema}):

@@ -69,14 +69,14 @@ def run(ladder: Ladder, latencies: dict[int, float | None]) -> Climbed:
 def test_the_ladder_goes_up_while_it_pays_and_then_looks_down() -> None:
     ladder = Ladder(0.95)
     best = run(ladder, {8: 1.0, 12: 1.05, 16: 1.0, 24: 0.98, 32: 0.9, 48: 0.9})
-    assert [c.rung.m for c in ladder.climbed] == [16, 24, 12, 8]
-    assert best.rung.m == 8, "as fast as the others, and built quickest"
+    assert [c.rung.m for c in ladder.climbed] == [16, 24, 12]
+    assert best.rung.m == 12, "as fast as the others, and built quickest"
 
 
 def test_a_faster_graph_is_worth_its_build() -> None:
     ladder = Ladder(0.95)
     best = run(ladder, {8: 3.0, 12: 2.5, 16: 2.0, 24: 1.5, 32: 1.0, 48: 0.98})
-    assert [c.rung.m for c in ladder.climbed] == [16, 24, 32, 48]
+    assert [c.rung.m for c in ladder.climbed] == [16, 24, 32]
     assert best.rung.m == 32
 
 
@@ -97,14 +97,14 @@ def test_unreachable_climbs_to_the_top() -> None:
 
 @given(target=st.floats(0.01, 1.0), latencies=st.lists(st.none() | st.floats(0.1, 10), min_size=6, max_size=6))
 def test_any_ladder_ends(target: float, latencies: list[float | None]) -> None:
-    """At most four graphs, none twice, and the winner is among the fastest that reach the target."""
+    """At most three graphs, none twice, and the winner is among the fastest that reach the target."""
     ladder = Ladder(target)
     best = run(ladder, dict(zip([rung.m for rung in LADDER], latencies, strict=True)))
     rungs = [c.rung for c in ladder.climbed]
-    assert 1 <= len(rungs) == len(set(rungs)) <= 4
+    assert 1 <= len(rungs) == len(set(rungs)) <= (3 if any(c.reached for c in ladder.climbed[:3]) else 6)
     reached = [c.latency_ms for c in ladder.climbed if c.reached]
     assert best.reached == bool(reached)
-    assert not reached or best.latency_ms <= 1.15 * min(reached)
+    assert not reached or best.latency_ms <= 1.25 * min(reached)
     assert best == cheapest(ladder.climbed)
 
 
