@@ -15,9 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
 
+import structlog
+
 from cdc.flow.disposition import Failure, backoff_s
 from cdc.flow.inflight import Inflight
 from cdc.ports import Embedded, EmbedFailed, Model, Observer
+
+log = structlog.get_logger()
 
 PATIENCE_S = 10.0
 """How long a full queue is tried again before it counts as an outage, in which rows may go to the durable queue."""
@@ -191,7 +195,7 @@ class ModelGate:
                 turn.set_result(None)
 
     def _down(self, exc: EmbedFailed) -> None:
-        self.trouble = exc
+        self._note(exc)
         self._up.clear()
         if self._probe is None or self._probe.done():
             self._probe = asyncio.get_running_loop().create_task(self._await_model(), name="model probe")
@@ -206,10 +210,17 @@ class ModelGate:
             try:
                 await self.model.probe()
             except EmbedFailed as exc:
-                self.trouble = exc
+                self._note(exc)
                 continue
+            log.info("model_recovered", model=self.model.name)
             self.release()
             return
+
+    def _note(self, exc: EmbedFailed) -> None:
+        """Keep why the model does not answer, and say it when it is news."""
+        if self.trouble is None or str(self.trouble) != str(exc):
+            log.warning("model_unavailable", model=self.model.name, message=str(exc))
+        self.trouble = exc
 
     async def close(self) -> None:
         """End the probe and the canary, if they are under way."""
