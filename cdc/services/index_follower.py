@@ -12,28 +12,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from struct import Struct
+from functools import partial
 from typing import Final
 
 import structlog
 
-from cdc.errors import DecodeError, PipelineFault, Unavailable, WalvecError
+from cdc.errors import Unavailable, WalvecError
 from cdc.flow.vectorformat import VectorFormat
 from cdc.ports.indexes import Indexed
-from cdc.rows import UNCHANGED, Cell
+from cdc.services.index_changes import ChangeReader
 from cdc.services.index_journal import Change, Journal
 from cdc.services.keyed_index import KeyedIndex
-from cdc.wire.frames import BODY, KEEPALIVE, Keepalive, parse_frame
-from cdc.wire.messages import RelationMessage, Truncate
-from cdc.wire.pgoutput import decode
-from cdc.wire.relations import Relation
-from cdc.wire.tuples import ROUTE_KEY, RowDecoder, route_keys
+from cdc.wire.frames import KEEPALIVE, Keepalive, parse_frame
 
 log = structlog.get_logger()
-
-_BEGIN, _COMMIT, _DELETE = b"B", b"C", b"D"
-_BEGIN_BODY = Struct(">QqI").unpack_from
-_COMMIT_BODY = Struct(">xQQq").unpack_from
 
 MOST_WAITING: Final = 20_000
 """Changes handed over and not yet applied, beyond which reading pauses."""
@@ -83,9 +75,6 @@ class IndexFollower:
         self.gap = ""
         self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
         self.failed: Callable[[], None] = lambda: None
-        self._indexed = indexed
-        self._column = column
-        self._format = form
         self._index = index
         self._journal = journal
         self._save = save
@@ -99,7 +88,8 @@ class IndexFollower:
         self._applied_now = threading.Condition()
         self._syncing = threading.Condition()
         self._stopping = False
-        self._reset()
+        self._new_reader = partial(ChangeReader, indexed, column, form, index)
+        self._reader = self._new_reader()
         self._threads = [
             threading.Thread(target=self._guarded, args=(turn,), name=f"walvec index {turn.__name__}", daemon=True)
             for turn in (self._apply, self._sync)
@@ -107,17 +97,12 @@ class IndexFollower:
         for thread in self._threads:
             thread.start()
 
-    def _reset(self) -> None:
-        self._relations: dict[int, Relation] = {}
-        self._decoders: dict[bytes, tuple[bytes, RowDecoder]] = {}
-        self._skip = self._open = False
-
     # -- from outside -----------------------------------------------------------------------------------------------
 
     def connected(self) -> None:
         """Begin anew with a new connection: what was not acknowledged will be sent again, and passed over."""
         with self._lock:
-            self._reset()
+            self._reader = self._new_reader()
 
     @property
     def applied(self) -> int:
@@ -179,24 +164,19 @@ class IndexFollower:
         """
         if self.failure is not None:
             raise self.failure
-        keepalives: list[Keepalive] = []
-        changes: list[Change] = []
-        lsn = 0
+        keepalives, changes = list[Keepalive](), list[Change]()
+        reader, lsn = self._reader, 0
         for frame in frames:
-            found = self._decoders.get(frame[ROUTE_KEY])
-            if found is not None:
-                if not self._open:
-                    raise DecodeError("A row change arrived outside a transaction.")
-                if not self._skip:
-                    self._change(found[0], found[1], frame, changes)
-            elif frame[0] == KEEPALIVE:
+            if frame[0] == KEEPALIVE:
                 keepalive = parse_frame(frame)
                 assert isinstance(keepalive, Keepalive)
                 keepalives.append(keepalive)
-                if not self._open and time.monotonic() - self._noted_at > self._idle_s:
+                if not reader.is_open and time.monotonic() - self._noted_at > self._idle_s:
                     lsn = max(lsn, keepalive.wal_end)
             else:
-                lsn = max(lsn, self._message(frame, changes))
+                lsn = max(lsn, reader.read(frame, self._written, changes))
+        self._received = max(self._received, reader.ended)
+        self.truncates += sum(change.what == "clear" for change in changes)
         if changes or lsn > self._written:
             self._hand_over(lsn, changes)
         return keepalives
@@ -212,75 +192,6 @@ class IndexFollower:
             self._noted_at = time.monotonic()
         with self._syncing:
             self._syncing.notify_all()
-
-    def _message(self, frame: bytes, changes: list[Change]) -> int:
-        """Take in a frame that is no row change; return the end of the transaction that it ends, else 0."""
-        tag = frame[BODY : BODY + 1]
-        if tag == _BEGIN and len(frame) == BODY + 21:
-            self._open = True
-            self._skip = _BEGIN_BODY(frame, BODY + 1)[0] < self._written
-            return 0
-        if tag == _COMMIT and len(frame) == BODY + 26:
-            self._open = False
-            end = int(_COMMIT_BODY(frame, BODY + 1)[1])
-            self._received = max(self._received, end)
-            return 0 if self._skip else end
-        message = decode(frame[BODY:])
-        if isinstance(message, RelationMessage):
-            self._learn(message.relation)
-        elif isinstance(message, Truncate) and not self._skip:
-            if any(oid in self._relations for oid in message.relation_oids):
-                self.truncates += 1
-                changes.append(Change("clear"))
-        elif tag in (b"I", b"U", _DELETE):
-            raise DecodeError("A change does not fit the table that was announced.")
-        return 0
-
-    def _learn(self, relation: Relation) -> None:
-        wanted = []
-        for column in self._indexed.key:
-            place = relation.index_of(column.name)
-            if place is None:
-                raise PipelineFault(f"Key column {column.name} of {relation.table} was dropped or renamed.")
-            wanted.append(place)
-        place = relation.index_of(self._column)
-        if place is None:
-            raise PipelineFault(f"Column {self._column} of {relation.table} was dropped or renamed.")
-        if relation.columns[place].type_oid != self._indexed.type_oid:
-            raise PipelineFault(f"Column {self._column} of {relation.table} changed its type.")
-        known = [key for key in self._decoders if key[1:5] == relation.oid.to_bytes(4)]
-        for key in known:
-            del self._decoders[key]
-        self._relations[relation.oid] = relation
-        decoder = RowDecoder(relation, [*wanted, place])
-        for key, tag in route_keys(relation).items():
-            self._decoders[key] = (tag, decoder)
-
-    def _change(self, tag: bytes, decoder: RowDecoder, frame: bytes, changes: list[Change]) -> None:
-        if tag == _DELETE:
-            changes.append(Change("drop", self._key(decoder.delete(frame))))
-            return
-        old, new = decoder.update(frame) if tag == b"U" else (None, decoder.insert(frame))
-        cells = [
-            before if cell is UNCHANGED and old is not None else cell
-            for cell, before in zip(new[:-1], (old or new)[:-1], strict=True)
-        ]
-        key, vector = self._key([*cells, None]), new[-1]
-        if old is not None and (before_key := self._key(old)) != key:
-            changes.append(Change("rename", before_key, other=key))
-        if vector is UNCHANGED:
-            return
-        values = self._format.from_text(vector) if isinstance(vector, bytes) else None
-        if values is not None and self._format.usable(values[None, :])[0]:
-            changes.append(Change("put", key, values))
-        else:
-            self._index.skipped += vector is not None
-            changes.append(Change("drop", key))
-
-    def _key(self, cells: Sequence[Cell]) -> int | bytes:
-        if any(cell is UNCHANGED for cell in cells[:-1]):
-            raise PipelineFault(f"A key of the table that {self._column} is in is too long to come with each change.")
-        return self._index.codec.from_cells([cell if isinstance(cell, bytes) else b"" for cell in cells[:-1]])
 
     # -- threads of its own -----------------------------------------------------------------------------------------
 

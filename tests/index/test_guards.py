@@ -57,6 +57,8 @@ def closed(scene: Scene, rows: int = 60, after: int = 10) -> None:
     loop.ready(job)
     scene.fill(vectors(after), 1001)
     scene.same(loop, job)
+    lsn = scene.lsn()
+    wait(lambda: loop.runner._served[job.id].follower.acknowledged() >= lsn)
     loop.stop()
     scene.loops.remove(loop)
 
