@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
 
 from cdc import app
-from cdc.app import Serve, calm_collector
 from cdc.config import Settings
 from cdc.daemon_plan import Plan
 from cdc.daemon_view import DaemonView
@@ -24,7 +20,6 @@ from cdc.job_models import JobModels
 from cdc.jobs import AutotuneSpec, EmbeddingSpec, Job, JobKind
 from cdc.ports import Failures, JobRunner, ModelChoice, Models, Observer
 from cdc.ports.books import BookName
-from cdc.postgres.connect import parse_dsn
 from cdc.postgres.declared import by_rows
 from cdc.postgres.job_address import resolve
 from cdc.postgres.job_books import PostgresBooks
@@ -41,9 +36,6 @@ from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
-
-THREADS = 64
-"""Most calls to databases that block at once: connecting, setting up, reading the registry."""
 
 AGAIN_S = 5.0
 """The longest pause before a target database that could not be served is tried again."""
@@ -281,48 +273,3 @@ class Daemon:
         await director.close(discard=True)
         self.view.troubles.pop(director.place, None)
         log.info("database_removed", database=director.place)
-
-
-def run(settings: Settings, plan: Plan, serve: Serve | None) -> int:
-    """Run the daemon in the foreground until a signal comes; return the exit status.
-
-    Args:
-        settings: Everything that can be set.
-        plan: What to do.
-        serve: Starts the HTTP server; None: there is none.
-
-    Raises:
-        ConfigError: a setting, the control database or the role will not do (exit status 2).
-    """
-    logs.configure(settings.log_level, settings.log_format, secrets=app.secrets_of(settings))
-    for url in (plan.uri, *plan.targets, plan.master[0] if plan.master else ""):
-        with contextlib.suppress(ConfigError):
-            logs.hide([str(parse_dsn(url).get("password") or "")])
-    asyncio.run(_run(settings, plan, serve))
-    return 0
-
-
-async def _run(settings: Settings, plan: Plan, serve: Serve | None) -> None:
-    calm_collector()
-    metrics = Metrics()
-    daemon = Daemon(settings, plan, metrics, os.environ)
-    loop = asyncio.get_running_loop()
-    # Each database that does not answer keeps a thread waiting, and must keep no other database waiting with it.
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="walvec-database"))
-    asked = 0
-
-    def stop() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            os._exit(1)  # asked twice: now; a restart picks up where the slots stand
-        daemon.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    hide: Callable[[], None] | None = serve(daemon.view, metrics) if serve is not None else None
-    try:
-        await daemon.run()
-    finally:
-        if hide is not None:
-            hide()

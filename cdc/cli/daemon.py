@@ -73,7 +73,7 @@ def start_daemon(
     SIGTERM drains and acknowledges; a second signal stops at once. Exit status: 0 stopped, 2 a setting, a table or a
     privilege is wrong. A server that is down is waited for.
     """
-    from cdc import daemon
+    from cdc import daemon_process
     from cdc.daemon_plan import Plan
     from cdc.jobs import JobKind
     from cdc.ports.books import BookName
@@ -132,7 +132,7 @@ def start_daemon(
             schema=schema or "",
             label=label,
         )
-    raise typer.Exit(daemon.run(settings, plan, serve_http(settings)))
+    raise typer.Exit(daemon_process.run(settings, plan, serve_http(settings)))
 
 
 def _with_models(settings: Settings, folder: str) -> Settings:

@@ -298,14 +298,14 @@ async def test_what_jobs_used_is_written_once_and_kept_while_it_cannot_be(monkey
         lost.append(list(usage))
         raise Unavailable("Away.")
 
-    use, books.use = books.use, away
+    monkeypatch.setattr(books, "use", away)
     async with directing(books, runner, meter=meter):
         id = JobId(books.place, EMBEDDINGS, 1)
         meter.add(id, rows=2, tokens=9)
         meter.add(JobId("elsewhere", EMBEDDINGS, 1), rows=100)
         await until(lambda: lost)
         meter.add(id, rows=3, failed_rows=4)
-        books.use = use
+        monkeypatch.undo()
         await until(lambda: books.used)
     used = [one for usage, _ in books.used for one in usage]
     assert sum(one.rows for one in used) == 5
