@@ -33,7 +33,9 @@ def test_runtimes_and_models(walvec, tmp_path):
     code, out, _ = walvec("show-models", "--runtime", "openai")
     assert "text-embedding-3-small - sequence_len: 8192, dimensions: 1–1536" in out
     assert "gpt-4o-mini" in walvec("show-models", "--runtime", "openai", "--job-type", "completion")[1]
-    assert all("embed-" in row["model"] for row in json.loads(walvec("show-models", "--runtime", "cohere", "--json")[1]))
+    assert all(
+        "embed-" in row["model"] for row in json.loads(walvec("show-models", "--runtime", "cohere", "--json")[1])
+    )
     code, _, err = walvec("show-models", "--runtime", "nosuch")
     assert code == 2 and "There is no runtime" in err
 
