@@ -169,6 +169,12 @@ class World:
         self._names = 0
         self._indexes = tempfile.TemporaryDirectory(prefix="walvec-indexes-")
 
+    def reconnect(self) -> None:
+        """Make the sessions anew, after a server's restart."""
+        self.jobs.close()
+        self.db.close()
+        self.jobs, self.db = self.control.connect(), self.target.connect()
+
     def close(self) -> None:
         """Let go of the sessions, and remove the index files."""
         self.jobs.close()
