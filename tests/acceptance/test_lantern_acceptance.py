@@ -283,9 +283,7 @@ def vectors(world: Running, rows: int, type: str, cast: str) -> tuple[str, np.nd
     values = rng.standard_normal((rows, 16)).astype(np.float32)
     table = world.texts(more=f", e {type}")
     with world.db.cursor() as cursor:
-        cursor.executemany(
-            f"INSERT INTO {table} (e) VALUES ({cast})", [(value.tolist(),) for value in values]
-        )
+        cursor.executemany(f"INSERT INTO {table} (e) VALUES ({cast})", [(value.tolist(),) for value in values])
     return table, values
 
 

@@ -1,4 +1,4 @@
-"""Two databases on two PostgreSQL servers, five jobs each, one daemon: a server that goes takes only its own jobs along.
+"""Two databases on two PostgreSQL servers, five jobs each, one daemon: a server that is gone takes only its own along.
 
 The servers are PostgreSQL 18 with pgvector, which holds the table of jobs too, and PostgreSQL 15 without. Each is
 stopped as by a crash and started again, while writers go on on both.
