@@ -112,13 +112,21 @@ class Delivery:
         await self.visible(works)
         ready = _Prepared()
         config = self._target.fingerprint
-        unread = []
+        unread, found = [], []
         for work in works:
             if work.kind is Kind.FOUND and work.text is not None:
                 work.hash = source_hash(config, work.text)
-                self._add(ready, work)
+                found.append(work)
             else:
                 unread.append(work)
+        # Several pipelines that write into one table are each other's changes: while a page was read, the stream may
+        # have brought its rows too, and they are done already.
+        same = await self._target.unchanged(found) if found and self._target.in_place else set()
+        for index, work in enumerate(found):
+            if index in same:
+                ready.settled.append(work)
+            else:
+                self._add(ready, work)
         if unread:
             await self._read(unread, ready, left)
         return ready

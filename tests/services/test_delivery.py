@@ -15,6 +15,7 @@ from cdc.flow.disposition import Failure
 from cdc.flow.ledger import Commit
 from cdc.flow.snapshots import Snapshot
 from cdc.ports import EmbedFailed, Model, Observer, Target
+from cdc.prepare.text import source_hash
 from cdc.rows import Key
 from cdc.services import delivery, writer
 from cdc.services.delivery import Delivery, ModelAway
@@ -354,3 +355,15 @@ async def test_a_found_row_of_an_earlier_life_is_removed_only_while_the_source_h
         it.desk.dirty.found(b"1", None, Claim(900))
         await it.deliver()
         assert it.embedded == set()
+
+
+async def test_a_row_that_was_written_while_its_page_was_read_is_not_embedded_again():
+    """In place, the write of a pipeline beside this one brings every row through the stream, a scan's rows too."""
+    async with bench(rows={b"1": b"a", b"2": b"b"}) as it:
+        it.target.in_place = True
+        it.target.embeddings[b"1"] = (source_hash(it.target.fingerprint, b"a"), 50)
+        for key, text in it.target.rows.items():
+            it.desk.dirty.found(key, text, Claim(60))
+        await it.deliver()
+        assert it.model.batches == [["b"]] and it.embedded == {b"1", b"2"}
+        assert it.tally.heard["skipped"] == 1 and it.desk.dirty.rows == 0
