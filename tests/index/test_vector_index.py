@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,10 +66,42 @@ def test_an_empty_index_is_saved_loaded_and_filled_by_several_threads(tmp_path: 
     assert [int(index.search(vector, 1, 100)[0][0]) for vector in vectors[:50]] == list(range(50))
 
 
+class Probe:
+    """hnswlib's index, which notes who is inside together and whether ``ef`` changes under a search."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+        self.inside = {"add": 0, "ask": 0}
+        self.faults: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.index, name)
+
+    def add_items(self, *args: Any, **options: Any) -> None:
+        self.inside["add"] += 1
+        if self.inside["ask"]:
+            self.faults.append("added while somebody searched")
+        time.sleep(0.0005)
+        self.index.add_items(*args, **options)
+        self.inside["add"] -= 1
+
+    def knn_query(self, *args: Any, **options: Any) -> Any:
+        self.inside["ask"] += 1
+        ef = self.index.ef
+        if self.inside["add"]:
+            self.faults.append("searched while somebody added")
+        found = self.index.knn_query(*args, **options)
+        if self.index.ef != ef:
+            self.faults.append("ef changed under a search")
+        self.inside["ask"] -= 1
+        return found
+
+
 def test_searches_and_changes_from_many_threads_at_once() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     index, vectors = made(rows=300, seed=seed)
+    probe = index._index = Probe(index._index)
     stop, wrong = threading.Event(), list[object]()
 
     def ask(ef: int, k: int) -> None:
@@ -95,6 +128,7 @@ def test_searches_and_changes_from_many_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not wrong, wrong[:3]
+    assert not probe.faults, probe.faults[:3]
 
 
 def test_a_change_waits_for_no_more_than_the_searches_before_it() -> None:
