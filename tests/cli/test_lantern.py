@@ -12,6 +12,9 @@ import psycopg
 import pytest
 
 from cdc import config
+from cdc.errors import ConfigError
+from cdc.flow.disposition import Failure
+from cdc.ports import EmbedFailed
 from cdc.postgres import one_off_plan
 from cdc.postgres.one_off import OneOffTable, open_sessions
 from cdc.postgres.one_off_plan import Asked
@@ -297,3 +300,35 @@ def test_what_is_not_provided_says_what_to_use(walvec, command):
     code, out, err = walvec(command, "--uri", "postgresql://x", "-t", "t", "--help")
     assert code == 2 and not out and err.count("\n") == 1
     assert {"pq-table": "halfvec", "start-server": "/v1/search", "start-indexing-server": "job"}[command] in err
+
+
+def test_a_model_that_is_away_is_one_sentence(walvec, database18):
+    with database18.connect() as db:
+        db.execute("CREATE TABLE books (id int PRIMARY KEY, title text); INSERT INTO books VALUES (1, 'a')")
+        code, out, err = walvec(
+            "create-embeddings", "-u", database18.url, "-m", "m", "--runtime", "openai", "-t", "books", "-c", "title",
+            "--out-column", "vec", "--create-column", "--runtime-params", '{"base_url": "http://127.0.0.1:9"}',
+        )  # fmt: skip
+        assert code == 2 and "does not answer" in err and err.count("\n") == 1 and not out
+        assert db.execute("SELECT count(*) FROM pg_attribute WHERE attname = 'vec'").fetchone() == (0,)
+
+
+async def test_a_run_that_ended_in_the_middle_goes_on_where_it_stood(database18):
+    with database18.connect() as db:
+        db.execute("CREATE TABLE books (id int PRIMARY KEY, title text, vec real[])")
+        db.execute("INSERT INTO books SELECT n, 'a' FROM generate_series(1, 100) n")
+
+        def later(texts):
+            if len(first.batches) > 5:
+                return EmbedFailed(Failure.MISCONFIGURED, "key", "The key has expired.")
+            return None
+
+        first = ScriptedModel(fails=later)
+        with pytest.raises(ConfigError, match="The key has expired"):
+            await embed(database18, first)
+        (done,) = db.execute("SELECT count(vec) FROM books").fetchone()
+        assert 0 < done <= 20
+        second = ScriptedModel()
+        assert (await embed(database18, second)).written == 100 - done
+        assert sum(map(len, second.batches)) == 100 - done
+        assert db.execute("SELECT count(vec) FROM books").fetchone() == (100,)
