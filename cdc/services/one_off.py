@@ -97,6 +97,8 @@ class OneOff:
                     under_way.add(asyncio.create_task(self._embed(batch)))
             while under_way:
                 under_way = await _some(under_way)
+        except Unavailable as exc:
+            raise Unavailable(exc.message, "A further run goes on where this one stood.") from exc
         finally:
             await end([reading, *under_way])
         return self._outcome
@@ -146,9 +148,7 @@ class OneOff:
             async with asyncio.timeout(PATIENCE_S):
                 await self._gate.ready()
         except TimeoutError:
-            raise Unavailable(
-                f"The model does not answer: {exc}", "A further run goes on where this one stood."
-            ) from exc
+            raise Unavailable(f"The model does not answer: {exc}") from exc
 
     async def _write(self, items: Sequence[Item], results: Results, round: int) -> None:
         """Write results; a value that will not do is found by halving, a row that has changed is read again."""
@@ -174,12 +174,15 @@ class OneOff:
                 self._outcome.restless += len(changed)
 
     async def _patiently(self, items: Sequence[Item], results: Results) -> set[int]:
-        for attempt in range(1, _WRITE_TRIES):
+        first: Unavailable | None = None
+        for attempt in range(1, _WRITE_TRIES + 1):
             try:
                 return await self._sink.write(items, results)
-            except Unavailable:
+            except Unavailable as exc:
+                first = first or exc  # a closed connection, later on, tells less
                 await asyncio.sleep(backoff_s(attempt))
-        return await self._sink.write(items, results)
+        assert first is not None
+        raise first
 
     async def _refuse(self, item: Item, reason: str, value: str) -> None:
         await self._sink.refuse([Refusal(item.key, reason, value)])

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from cdc import config
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
 from cdc.ports import EmbedFailed
 from cdc.postgres import one_off_plan
@@ -332,3 +332,19 @@ async def test_a_run_that_ended_in_the_middle_goes_on_where_it_stood(database18)
         assert (await embed(database18, second)).written == 100 - done
         assert sum(map(len, second.batches)) == 100 - done
         assert db.execute("SELECT count(vec) FROM books").fetchone() == (100,)
+
+
+async def test_a_server_that_goes_away_in_the_middle_is_one_sentence(database18):
+    with database18.connect() as db:
+        db.execute("CREATE TABLE books (id int PRIMARY KEY, title text, vec real[])")
+        db.execute("INSERT INTO books SELECT n, 'a' FROM generate_series(1, 100) n")
+
+        def away(texts):
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE '%/create-embeddings' AND datname = current_database()"
+            )
+
+        with pytest.raises(Unavailable, match=r"A further run goes on where this one stood\.$"):
+            await embed(database18, ScriptedModel(fails=away))
+        assert (await embed(database18, ScriptedModel())).written == 100
