@@ -29,6 +29,8 @@ from inference.tuning import MOST_EF, PGVECTOR_SHARE, Climbed, EfSearch, Ladder,
 
 PROXY_ROWS: Final = 20_000
 """Rows on which the graphs of a ladder are compared: their order hardly depends on the number of rows, ``ef`` does."""
+PROXY_BYTES: Final = 128 << 20
+"""Of such rows, at most."""
 PROXY_QUERIES: Final = 500
 GROWTH: Final = 0.27
 """``ef`` for a recall grew with about this power of the rows (30, 38, 42, 50, 67 at 3, 6, 12, 25, 50 thousand); used
@@ -92,7 +94,7 @@ class Search:
 
     def _climb(self, ground: Ground, earlier: Earlier | None) -> tuple[Climbed, Proxy, Ground]:
         """Compare graphs on a part of ``ground``; return the cheapest, its graph, and that part."""
-        small = self._sampler.part(ground, PROXY_ROWS, PROXY_QUERIES)
+        small = self._sampler.part(ground, min(PROXY_ROWS, PROXY_BYTES // (4 * self._sampler.dimension)), PROXY_QUERIES)
         self._threads = self._threads or quicker_threads(self._sampler.dimension)
         target = self._spec.target_recall
         ladder = Ladder(target, rungs=[Rung(earlier.m, earlier.ef_construction)]) if earlier else Ladder(target)

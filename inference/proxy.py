@@ -6,7 +6,7 @@ It builds several times faster than PostgreSQL does, so the graphs of a ladder c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from inference.recall import Distances, Metric, Truth, Vectors, distances, prepared
-from inference.tuning import Climbed, EfSearch, Ladder, Rung, cheapest, guess
+from inference.tuning import Climbed, EfSearch, Ladder, Rung, guess
 from inference.vector_index import VectorIndex, default_threads
 
 Check = Callable[[], None]
@@ -25,6 +25,8 @@ BLOCK: Final = 4_096
 _TRIAL_ROWS: Final = 1_500
 _NEAR_ENOUGH: Final = 0.004  # of the recall, where only graphs are compared
 _COARSE: Final = 0.05  # of ef, likewise
+_TURNS: Final = 6
+_TURN_QUERIES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +121,30 @@ def climb(
         heard: Called with every measurement.
         check: Called between steps; raises to end the work.
     """
-    kept: dict[Rung, Proxy] = {}
+    graphs: dict[Rung, Proxy] = {}
+    efs: dict[Rung, int] = {}
     start = guess(truth.k, target)
     while (rung := ladder.ask()) is not None:
         proxy = Proxy(rows, metric, rung, threads, check)
         search = EfSearch(target, start=start, low=truth.k, enough=_NEAR_ENOUGH, coarse=_COARSE)
         climbed = proxy.least(queries, truth, search, partial(heard, proxy), check)
-        ladder.tell(climbed)
         start = climbed.ef
-        kept[rung] = proxy
-        best = cheapest(ladder.climbed).rung
-        for other in [r for r in kept if r != best and r != rung]:
-            del kept[other]
-    best = ladder.best().rung
-    if best not in kept:  # the cheapest changed back to a graph that was let go
-        kept[best] = Proxy(rows, metric, best, threads, check)
-    return ladder.best(), kept[best]
+        graphs[rung], efs[rung] = proxy, climbed.ef
+        ladder.tell(climbed, _side_by_side(graphs, efs, queries, truth, check))
+    return ladder.best(), graphs[ladder.best().rung]
+
+
+def _side_by_side(
+    graphs: Mapping[Rung, Proxy], efs: Mapping[Rung, int], queries: Vectors, truth: Truth, check: Check
+) -> dict[Rung, float]:
+    """Return milliseconds of a search of each graph, measured in turns: what else the machine does hits all alike."""
+    few = np.arange(len(queries)) < _TURN_QUERIES
+    part = truth.only(few)
+    took: dict[Rung, list[float]] = {rung: [] for rung in graphs}
+    for _ in range(_TURNS if len(graphs) > 1 else 1):
+        for rung, graph in graphs.items():
+            took[rung].append(graph.measure(queries[few], part, efs[rung], check).p50_ms)
+    return {rung: min(times) for rung, times in took.items()}
 
 
 @cache

@@ -13,8 +13,8 @@ and only ``ef`` has to be measured in PostgreSQL.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 MOST_EF: Final = 1_000
@@ -131,11 +131,14 @@ class Ladder:
         """Return the rung to build; None when the ladder has been climbed."""
         return None if self._next is None else self._rungs[self._next]
 
-    def tell(self, climbed: Climbed) -> None:
-        """Take what came of the rung that was asked for."""
+    def tell(self, climbed: Climbed, latencies: Mapping[Rung, float] | None = None) -> None:
+        """Take what came of the rung that was asked for, and the latencies of all as measured side by side."""
         at = self._next
         assert at is not None, "nothing was asked"
         self._done[at] = climbed
+        for i, told in self._done.items():
+            self._done[i] = replace(told, latency_ms=(latencies or {}).get(told.rung, told.latency_ms))
+        climbed = self._done[at]
         enough = len(self._done) >= self._most and any(c.reached for c in self.climbed)
         self._next = None if enough else self._after(at, climbed)
 
