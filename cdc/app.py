@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +29,6 @@ from cdc.postgres.verify import Sample, Verifier
 from cdc.services.engine import Engine, EngineSettings, Places
 from cdc.services.pipeline import Tuning
 from cdc.status import EngineStatus
-from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 from inference import errors
 from inference.address import Access
@@ -201,6 +198,7 @@ def make_engine(
     *,
     declared: Declared = by_publication,
     failures: Failures | None = None,
+    jobs_found: Callable[[], None] | None = None,
 ) -> Engine:
     """Return a consumer, not yet running. Call it where an event loop runs.
 
@@ -210,9 +208,16 @@ def make_engine(
         observer: Told what happens.
         declared: Says which pipelines there are.
         failures: Told of rows that are set aside.
+        jobs_found: Called while the control schema's own tables of jobs have a row; None: nobody looks.
     """
     tuning = Tuning(settings.batch_rows, settings.batch_delay_ms / 1000, settings.max_attempts)
     control = ControlSession(settings)
+
+    async def look_for_jobs() -> None:
+        row = await control.one("has_jobs", {})
+        if row is not None and row[0] and jobs_found is not None:
+            jobs_found()
+
     return Engine(
         EngineSettings(
             slot=settings.slot,
@@ -231,6 +236,7 @@ def make_engine(
         models,
         observer,
         failures,
+        look_for_jobs if jobs_found is not None else None,
     )
 
 
@@ -296,22 +302,6 @@ Serve = Callable[[EngineView, Metrics], Callable[[], None]]
 """Starts what shows the engine to the world; returns what stops it."""
 
 
-def run(settings: Settings, serve: Serve | None = None) -> int:
-    """Consume in the foreground until a signal comes; return the exit status.
-
-    Args:
-        settings: Everything that can be set.
-        serve: Starts the HTTP server; None: there is none.
-
-    Raises:
-        ConfigError: a setting, the server or the role will not do (exit status 2).
-        NeedsPerson: something a person must decide (exit status 3).
-    """
-    logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
-    asyncio.run(_run(settings, serve))
-    return 0
-
-
 def secrets_of(settings: Settings) -> list[str]:
     """Return what no log line may show."""
     found = [
@@ -334,31 +324,6 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-async def _run(settings: Settings, serve: Serve | None) -> None:
-    calm_collector()
-    model, metrics = make_model(settings), Metrics()
-    engine = make_engine(settings, SingleModel(settings, model), metrics)
-    loop = asyncio.get_running_loop()
-    asked = 0
-
-    def stop() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            os._exit(1)  # asked twice: now; a restart picks up where the slot stands
-        engine.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    hide = serve(EngineFace(settings, engine, model), metrics) if serve is not None else None
-    try:
-        await engine.run()
-    finally:
-        if hide is not None:
-            hide()
-        await model.close()
 
 
 def search(

@@ -32,6 +32,7 @@ from cdc.services.director import Director
 from cdc.services.embedding_jobs import EmbeddingJobs
 from cdc.services.engine import Engine
 from cdc.services.job_meter import JobMeter
+from cdc.status import EngineStatus
 from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 
@@ -59,13 +60,22 @@ class Daemon:
         plan: What to do.
         metrics: The one set of metrics.
         environ: The environment that ``db_connection`` may name variables of.
+        publish: Given the state of everything now and then; None: the metrics are.
     """
 
-    def __init__(self, settings: Settings, plan: Plan, metrics: Metrics, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plan: Plan,
+        metrics: Metrics,
+        environ: Mapping[str, str],
+        publish: Callable[[EngineStatus], None] | None = None,
+    ) -> None:
         name = publication_name(plan.label)
         self._settings = replace(settings, slot=name, publication=name)
         self._plan = plan
         self._metrics = metrics
+        self._publish = publish or metrics.publish
         self._environ = environ
         self._models = JobModels(settings, environ)
         self._meter = JobMeter()
@@ -147,7 +157,7 @@ class Daemon:
             ConfigError: the control database or its tables will not do.
         """
         log.info("daemon_started", label=self._plan.label)
-        keeping = asyncio.create_task(self.view.keep(self._metrics), name="view")
+        keeping = asyncio.create_task(self.view.keep(self._metrics, self._publish), name="view")
         databases = None
         try:
             if self._plan.uri:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from cdc.app import Serve, calm_collector, secrets_of
 from cdc.config import Settings
 from cdc.daemon import Daemon
 from cdc.daemon_plan import Plan
 from cdc.errors import ConfigError
+from cdc.foreground import until_signalled, use_threads
 from cdc.postgres.connect import parse_dsn
 from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
-
-THREADS = 64
-"""Most calls to databases that block at once: connecting, setting up, reading the registry."""
 
 
 def run(settings: Settings, plan: Plan, serve: Serve | None) -> int:
@@ -45,20 +41,8 @@ async def _run(settings: Settings, plan: Plan, serve: Serve | None) -> None:
     calm_collector()
     metrics = Metrics()
     daemon = Daemon(settings, plan, metrics, os.environ)
-    loop = asyncio.get_running_loop()
-    # Each database that does not answer keeps a thread waiting, and must keep no other database waiting with it.
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="walvec-database"))
-    asked = 0
-
-    def stop() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            os._exit(1)  # asked twice: now; a restart picks up where the slots stand
-        daemon.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    use_threads()
+    until_signalled(daemon.stop)
     hide: Callable[[], None] | None = serve(daemon.view, metrics) if serve is not None else None
     try:
         await daemon.run()

@@ -108,12 +108,12 @@ class DaemonView:
 
     # -- putting it together ----------------------------------------------------------------------------------------
 
-    async def keep(self, metrics: Metrics) -> None:
-        """Take a snapshot now and then, until cancelled."""
+    async def keep(self, metrics: Metrics, publish: Callable[[EngineStatus], None]) -> None:
+        """Take a snapshot now and then, until cancelled; ``publish`` is given each."""
         while True:
             self._beat = time.monotonic()
             self._snapshot = self._status()
-            metrics.publish(self._snapshot)
+            publish(self._snapshot)
             metrics.jobs(sum((director.counts() for director in self._directors()), Counter()))
             await asyncio.sleep(TURN_S)
 

@@ -102,7 +102,8 @@ class AutotuneSpec:
     """A search for the cheapest HNSW parameters that reach a recall. ``target_recall`` is a share, 0 to 1.
 
     ``sample`` bounds the rows that are looked at, 0: all. ``model`` names the experiments that may be used again.
-    ``query_table`` and ``query_column`` name vectors that were really asked for, to measure with; empty: there are none.
+    ``query_table`` and ``query_column`` name vectors that were really asked for, to measure with; empty: there are
+    none.
     """
 
     column: str

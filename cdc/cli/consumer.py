@@ -41,9 +41,9 @@ def run(settings: Settings) -> None:
     SIGTERM drains and acknowledges; a second signal stops at once. Exit status: 0 stopped, 2 a setting or privilege is
     wrong, 3 a person is needed. A server that is down is waited for.
     """
-    from cdc import app
+    from cdc import consumer_process
 
-    raise typer.Exit(app.run(settings, serve_http(settings)))
+    raise typer.Exit(consumer_process.run(settings, serve_http(settings)))
 
 
 def sync(

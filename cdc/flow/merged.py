@@ -50,6 +50,24 @@ def merged(parts: Sequence[Part], others: Sequence[PipelineStatus], checks: Sequ
     )
 
 
+def beside(main: EngineStatus, jobs: EngineStatus | None) -> EngineStatus:
+    """Return a consumer's status with that of the jobs it runs beside: what is wrong with those is a warning."""
+    if jobs is None:
+        return main
+    checks = [
+        replace(check, name=check.name if " " in check.name else f"{check.name} of jobs", status="warn")
+        for check in jobs.checks
+        if check.status != "ok"
+    ]
+    return replace(
+        main,
+        pipelines=(*main.pipelines, *jobs.pipelines),
+        checks=(*main.checks, *checks),
+        inflight_requests=main.inflight_requests + jobs.inflight_requests,
+        recent_errors=(*main.recent_errors, *jobs.recent_errors),
+    )
+
+
 def _slot(slots: Sequence[SlotStatus]) -> SlotStatus:
     if not slots:
         return SlotStatus("walvec_jobs", SlotState.STREAMING)  # nothing to follow, and ready for more

@@ -88,6 +88,7 @@ class Engine:
         models: Which model each pipeline uses; they are not closed.
         observer: Told what happens.
         failures: Told of rows that are set aside; None: nobody is.
+        at_look: Awaited whenever the catalogue is looked at: once a second, and when a message of ours is heard.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class Engine:
         models: Models,
         observer: Observer,
         failures: Failures | None = None,
+        at_look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
+        self._at_look = at_look
         self._slots = places.slots
         self._registry = places.registry
         self._observer = observer
@@ -307,6 +310,8 @@ class Engine:
         if view.lost or not view.exists:
             raise SlotLost("The slot was dropped or invalidated while in use.")
         self._standing.saw_slot(view)
+        if self._at_look is not None:
+            await self._at_look()
 
     async def _close_gaps(self) -> None:
         await self.fleet.close_gaps()

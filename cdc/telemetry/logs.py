@@ -98,7 +98,8 @@ def clean(text: str) -> str:
 class RepeatLimit:
     """Structlog processor: holds back an event that was written moments ago, and counts what it held back.
 
-    What makes two events the same: name, level, pipeline, table, job and database; for lines of libraries also logger and message.
+    What makes two events the same: name, level, pipeline, table, job and database; for lines of libraries also logger
+    and message.
 
     Args:
         interval_s: Seconds between two lines of the same event.

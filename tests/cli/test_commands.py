@@ -46,7 +46,8 @@ def walvec(monkeypatch, capsys):
 def app(monkeypatch):
     """A stand-in for the module that runs the consumer."""
     fake = SimpleNamespace()
-    monkeypatch.setattr(cdc, "app", fake, raising=False)
+    for name in ("app", "consumer_process"):
+        monkeypatch.setattr(cdc, name, fake, raising=False)
     return fake
 
 

@@ -148,3 +148,8 @@ JOIN pg_catalog.pg_am AS am ON am.oid = ic.relam
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')
+
+-- name: has_jobs
+-- Whether anybody has ever asked for a job in this database's own tables of jobs.
+SELECT EXISTS (SELECT FROM {schema}.embedding_generation_jobs) OR EXISTS (SELECT FROM {schema}.external_index_jobs)
+       OR EXISTS (SELECT FROM {schema}.index_autotune_jobs)
