@@ -110,7 +110,7 @@ async def _column(
         vector = await columns.answer_type(connection, table, column, found)
     elif found.type:
         kind = _kind(found.bare)
-        _check_vector(table, column.name, kind, found.dimension, dimension)
+        _check_vector(table, column.name, kind, found.dimension, dimension, is_users=True)
         vector = await _vector_type(connection, control, kind, dimension)
     else:
         vector = await _vector_type(connection, control, wanted, dimension)
@@ -149,7 +149,10 @@ def _kind(bare: str) -> str:
     return {"_float4": "real[]"}.get(bare, bare)
 
 
-def _check_vector(holder: Table, column: str, kind: str, width: int, dimension: int) -> None:
+def _check_vector(
+    holder: Table, column: str, kind: str, width: int, dimension: int, *, is_users: bool = False
+) -> None:
+    """Refuse a column that cannot take the model's vectors. Nobody is told to drop a table of the user's."""
     if kind not in ("vector", "halfvec", "real[]"):
         raise PipelineFault(
             f"Column {column} of {holder} is of type {kind}, which cannot hold a vector.",
@@ -158,7 +161,9 @@ def _check_vector(holder: Table, column: str, kind: str, width: int, dimension: 
     if kind != "real[]" and width not in (-1, dimension):
         raise PipelineFault(
             f"Column {column} of {holder} holds vectors of {width} dimensions; the model makes {dimension}.",
-            f"Drop or rename {holder} to have it made anew, or set WALVEC_MODEL to the model it was made with.",
+            "Name the model that the column was made for, or another column."
+            if is_users
+            else f"Drop or rename {holder} to have it made anew, or set WALVEC_MODEL to the model it was made with.",
         )
 
 

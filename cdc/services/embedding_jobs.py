@@ -8,6 +8,8 @@ engine and the other jobs alone; an engine that fails is made anew with its jobs
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +17,7 @@ from typing import Protocol
 import structlog
 
 from cdc.errors import ConfigError, PipelineFault, WalvecError
+from cdc.flow.jobs import Course
 from cdc.jobs import EmbeddingSpec, Job
 from cdc.ports import Failures, JobReport, ModelChoice, Models, Observer
 from cdc.ports.books import JobModels, Targets
@@ -199,7 +202,7 @@ class EmbeddingJobs:
     # -- watching ---------------------------------------------------------------------------------------------------
 
     async def _watch(self, home: Home, job: Job, report: JobReport) -> None:
-        scribe = _Scribe(report)
+        scribe, course = _Scribe(report), Course()
         while True:
             pulse = home.pulse
             if not home.is_running:
@@ -207,7 +210,23 @@ class EmbeddingJobs:
             member = home.members.get(job.pipeline)
             if member is not None:
                 await scribe.write(member)
+                await self._mend(home, job, member, course)
             await pulse.wait()
+
+    async def _mend(self, home: Home, job: Job, member: PipelineStatus, course: Course) -> None:
+        """Ask for the pipeline again while it is in error, now and then.
+
+        The engine tries again by itself, but a table that was dropped and made anew is not in the publication.
+        """
+        now = time.monotonic()
+        if member.state is not PipelineState.ERROR:
+            course.going()
+        elif now >= course.retry_at:
+            course.failed(now)
+            async with home.turn:
+                if home.jobs.get(job.pipeline) is job:
+                    with contextlib.suppress(WalvecError):  # the reason in its row stands
+                        await self._targets.ensure(home.url, job)
 
     # -- leaving ----------------------------------------------------------------------------------------------------
 
