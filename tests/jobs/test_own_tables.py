@@ -1,0 +1,75 @@
+"""`walvec run` and the tables of jobs in its own control schema: nothing is set up, a row is enough."""
+
+import json
+import time
+import urllib.request
+from typing import Any
+
+import pytest
+
+from cdc.testing.consumer import Consumer
+from cdc.testing.triton import free_ports
+from tests.jobs.conftest import eventually
+
+INSERT = """
+INSERT INTO walvec.embedding_generation_jobs ("table", src_column, dst_column, embedding_model, runtime)
+VALUES ('notes', 'body', 'v', %s, %s)
+"""
+
+
+@pytest.fixture
+def running(database18) -> Any:
+    (port,) = free_ports(1)
+    with database18.connect() as db:
+        for table in ("articles", "notes"):
+            db.execute(f"CREATE TABLE {table} (id serial PRIMARY KEY, body text)")
+            db.execute(f"INSERT INTO {table} (body) SELECT 'text ' || i FROM generate_series(1, 20) i")
+        db.execute("CREATE PUBLICATION walvec FOR TABLE articles")
+        settings = {"WALVEC_RUNTIME": "hash", "WALVEC_MODEL": "hash-16", "WALVEC_HTTP": f"127.0.0.1:{port}"}
+        with Consumer(database18.url, **settings) as consumer:
+            consumer.sync()
+            yield db, consumer, f"http://127.0.0.1:{port}"
+            code = consumer.stop()
+            assert code == 0, consumer.log[-3000:]
+
+
+def test_a_row_in_the_control_schema_is_run_beside_the_publication(running):
+    db, consumer, url = running
+
+    def one(query: str) -> Any:
+        return db.execute(query).fetchone()[0]
+
+    assert one("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()") == 1  # no job, no more
+    began = time.monotonic()
+    db.execute(INSERT, ["hash-8", "hash"])
+    eventually(
+        lambda: one("SELECT init_started_at FROM walvec.embedding_generation_jobs") is not None, 10, "a job begun"
+    )
+    print(f"begun {time.monotonic() - began:.3f} s after the INSERT")
+    eventually(lambda: one("SELECT count(*) FROM notes WHERE v IS NULL") == 0, 15, "a job done")
+    db.execute("UPDATE notes SET body = 'changed' WHERE id = 1")
+    db.execute("UPDATE articles SET body = 'changed' WHERE id = 1")
+    db.execute("INSERT INTO notes (body) VALUES ('new')")
+    assert one("SELECT walvec.wait('20 s')")
+    assert one("SELECT count(*) FROM notes WHERE v IS NULL") == 0
+    assert one("SELECT count(*) FROM articles_embeddings") == 20
+    consumer.sync()
+    shown = json.load(urllib.request.urlopen(f"{url}/status"))
+    names = [row["knowledge_base"] for row in shown]
+    assert names[0] == "public.articles" and len(names) == 2 and names[1].endswith("/public.notes.v")
+    metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    assert 'walvec_jobs{kind="embedding_generation",state="enabled"} 1.0' in metrics
+    assert 'walvec_source_records{pipeline="public.articles"} 20.0' in metrics
+    assert any("/public.notes.v" in line and " 21.0" in line for line in metrics.splitlines())
+
+
+def test_a_job_that_cannot_run_leaves_the_publication_alone(running):
+    db, consumer, url = running
+    db.execute(INSERT, ["no-such-model", "ort"])
+    reason = "SELECT init_failure_reason FROM walvec.embedding_generation_jobs"
+    eventually(lambda: db.execute(reason).fetchone()[0] is not None, 15, "a reason")
+    db.execute("UPDATE articles SET body = 'changed' WHERE id = 1")
+    consumer.sync()
+    health = json.load(urllib.request.urlopen(f"{url}/healthz"))
+    assert health["status"] == "warn", health
+    assert urllib.request.urlopen(f"{url}/readyz").status == 200
