@@ -1,4 +1,4 @@
-"""Where objects meet: settings in, a running consumer out. The one module of ``cdc`` that knows ``inference``."""
+"""Where objects meet: settings in, a running consumer out. Below it, nothing of ``cdc`` knows ``inference``."""
 
 from __future__ import annotations
 
@@ -102,6 +102,11 @@ class EmbedderModel:
     def tokens(self, size: int) -> int:
         """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""
         return estimate(size, self._known.max_tokens)
+
+    @property
+    def pads(self) -> bool:
+        """Whether texts of a request cost as much as the longest of them."""
+        return self._known.alike > 0
 
     def pack(self, tokens: Sequence[int]) -> list[list[int]]:
         """Return batches of indexes into ``tokens``, each within what one request may hold, each index once."""

@@ -37,10 +37,12 @@ from inference.testing import FakeModel, FakeTriton
 
 TRIVIAL: Final = "trivial"
 STATIC: Final = "static"
-RUNS: Final = 3
-MINILM_ROWS: Final = 1_500
+RUNS: Final = 5
+MINILM_ROWS: Final = 3_000
 TRIVIAL_ROWS: Final = 40_000
 STATIC_ROWS: Final = 20_000
+_LOOK_S: Final = 0.02
+"""Between two looks at the count: often enough, and no load to speak of."""
 WAIT_S: Final = 300.0
 DEADLINE_S: Final = 300.0
 
@@ -170,7 +172,7 @@ class Stage:
         while self.embedded() < count:
             if time.perf_counter() > deadline or consumer.process.poll() is not None:
                 raise WrongResult(f"{self.embedded()} of {count} rows. {consumer.log[-800:]}")
-            time.sleep(0.005)
+            time.sleep(_LOOK_S)
         return time.perf_counter()
 
     def check(self, consumer: Consumer) -> None:

@@ -58,6 +58,11 @@ class Model(Protocol):
         """Return about how many tokens a text of ``size`` bytes comes to, at most what the model reads."""
         ...
 
+    @property
+    def pads(self) -> bool:
+        """Whether texts of a request cost as much as the longest of them, so that many must be seen to find likes."""
+        ...
+
     def pack(self, tokens: Sequence[int]) -> list[list[int]]:
         """Return batches of indexes into ``tokens``, each within what one request may hold, each index once."""
         ...

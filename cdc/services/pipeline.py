@@ -29,6 +29,8 @@ WINDOWS = 3
 """Windows of work under way at once: one is written while one is embedded and the next is prepared."""
 
 BATCHES_PER_WINDOW = 4
+SCANNED_PER_WINDOW = 16
+"""The same for what a scan found, where the model pads: of more texts, more are alike. Nobody waits for one of them."""
 WINDOW_BYTES = 4 << 20
 QUEUE_PAGE = 4096
 SPILL_PAGE = 10_000
@@ -155,12 +157,13 @@ class Pipeline:
 
     def _take(self) -> tuple[list[Work], Priority]:
         rows = self._tuning.batch_rows * BATCHES_PER_WINDOW
+        found = self._tuning.batch_rows * (SCANNED_PER_WINDOW if self._gate.model.pads else BATCHES_PER_WINDOW)
         dirty = self.desk.dirty
         with self.desk.lock:
             works = dirty.take(rows, WINDOW_BYTES)
             if works or len(self._windows) >= WINDOWS - 1:  # a scan leaves one window to live changes
                 return works, Priority.LIVE
-            return dirty.take_found(rows, WINDOW_BYTES), Priority.SCAN
+            return dirty.take_found(found, WINDOW_BYTES), Priority.SCAN
 
     def _start(self, works: list[Work], priority: Priority) -> None:
         # A task that is cancelled before its first step runs none of its code: till then the works are noted here.

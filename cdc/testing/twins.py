@@ -186,6 +186,7 @@ class ScriptedModel:
     """
 
     name = "twin"
+    pads = False
 
     def __init__(self, rows: int = 4, fails: Callable[[Sequence[str]], EmbedFailed | None] | None = None) -> None:
         self.batches: list[list[str]] = []

@@ -80,9 +80,13 @@ def test_everything_is_published_but_walvec_reads_nothing_of_its_own(start: Star
     assert pipelines == {"public.docs", "public.later"}
     assert not journey.sql("SELECT 1 FROM pg_tables WHERE tablename LIKE '%embeddings_embeddings'")
     assert not journey.events("pipeline_failed")
-    quiet = journey.value("SELECT pg_current_wal_insert_lsn()")
-    time.sleep(1.5)  # what it writes itself must not give it more to do
-    assert journey.value("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [quiet]) < 20_000
+    # What it writes itself must not give it more to do. The server may vacuum meanwhile; a circle would never rest.
+    written = []
+    while not written or (written[-1] >= 20_000 and len(written) < 8):
+        quiet = journey.value("SELECT pg_current_wal_insert_lsn()")
+        time.sleep(1.5)
+        written.append(journey.value("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [quiet]))
+    assert written[-1] < 20_000, written
 
 
 def test_the_publication_is_missing_at_start(start: Start) -> None:
