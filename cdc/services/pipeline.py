@@ -157,7 +157,7 @@ class Pipeline:
 
     def _take(self) -> tuple[list[Work], Priority]:
         rows = self._tuning.batch_rows * BATCHES_PER_WINDOW
-        found = self._tuning.batch_rows * (SCANNED_PER_WINDOW if self._gate.model.pads else BATCHES_PER_WINDOW)
+        found = self._tuning.batch_rows * (SCANNED_PER_WINDOW if self.gate.model.pads else BATCHES_PER_WINDOW)
         dirty = self.desk.dirty
         with self.desk.lock:
             works = dirty.take(rows, WINDOW_BYTES)

@@ -44,6 +44,7 @@ class Twin:
         self.answer = answer
         self.broken: EmbedFailed | None = None
         self.asked: list[str] = []
+        self.pads = False
 
     async def start(self) -> int:
         if self.broken is not None:

@@ -3,9 +3,10 @@
 import asyncio
 from threading import RLock
 from types import SimpleNamespace
+from typing import Any
 
 from cdc.flow.dirty import Claim
-from cdc.ports import Page
+from cdc.ports import Difference, Page
 from cdc.services.scan import Progress, Scan
 
 
@@ -17,17 +18,18 @@ async def test_rows_of_a_page_that_is_not_done_count():
         claims.append(claim)
 
     async def read(after: object, rows: int, text_bytes: int) -> Page:
-        differences = tuple(SimpleNamespace(key=(str(n),), text=b"t") for n in range(60))
+        differences = tuple(Difference(b"%d" % n, b"t") for n in range(60))
         return Page(100, ("99",), differences, 1) if after is None else Page(0, None, (), 1)
 
-    desk = SimpleNamespace(lock=RLock(), dirty=SimpleNamespace(found=found))
+    desk: Any = SimpleNamespace(lock=RLock(), dirty=SimpleNamespace(found=found))
     saved: list[int] = []
 
-    async def save_scan(*state: object) -> None:
+    async def save_scan(*state: Any) -> None:
         saved.append(int(state[3]))
 
     moved = asyncio.Event()
-    scan = Scan(desk, SimpleNamespace(save_scan=save_scan), Progress(total=100), moved, asyncio.Event())
+    target: Any = SimpleNamespace(save_scan=save_scan)
+    scan = Scan(desk, target, Progress(total=100), moved, asyncio.Event())
     walk = asyncio.create_task(scan._walk(read, counts=True))
     for _ in range(10):
         await asyncio.sleep(0)
