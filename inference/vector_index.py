@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +47,22 @@ _EXACT_ROWS: Final = 8192
 
 class VectorIndexError(Exception):
     """The index cannot do what was asked: one sentence."""
+
+
+def _hnswlib() -> Any:
+    """Return the package, which must be compiled and so may be missing where the rest of walvec is not.
+
+    Raises:
+        VectorIndexError: it is.
+    """
+    try:
+        import hnswlib
+    except ImportError:
+        raise VectorIndexError(
+            "hnswlib is not installed, which external indexes and autotune need: install a C++ compiler and Python's "
+            "headers (apt-get install g++ python3-dev), then run `tools/setup.sh hnswlib` or `pip install walvec[index]`."
+        ) from None
+    return hnswlib
 
 
 def default_threads() -> int:
@@ -104,7 +119,7 @@ class VectorIndex:
         self._seed = seed
         self._live = np.zeros(max(capacity, 1), np.bool_)
         self._count = 0
-        self._index: Any = hnswlib.Index(_SPACES[metric], dimension)
+        self._index: Any = _hnswlib().Index(_SPACES[metric], dimension)
         self._gate = Gate(lambda ef: self._index.set_ef(ef))
         try:
             self._index.init_index(max(capacity, 1), M=m, ef_construction=ef_construction, random_seed=seed)
@@ -131,7 +146,7 @@ class VectorIndex:
             VectorIndexError: hnswlib cannot read it, or it is another index.
         """
         made = cls(dimension, metric, m=m, ef_construction=ef_construction, threads=threads)
-        index = hnswlib.Index(_SPACES[metric], dimension)
+        index = _hnswlib().Index(_SPACES[metric], dimension)
         try:
             index.load_index(str(path))
         except (RuntimeError, MemoryError) as exc:

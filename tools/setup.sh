@@ -50,7 +50,8 @@ get_venv() {
         "$python" -c 'import ensurepip' 2>/dev/null || debian "Python's ensurepip" python3-venv
         "$python" -m venv --clear .venv
     fi
-    .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$(hnswlib_version)" || get_hnswlib
+    .venv/bin/python -m pip freeze 2>/dev/null | grep -qx "$(hnswlib_version)" || (get_hnswlib) ||
+        echo "setup: going on without hnswlib: external indexes and autotune will say so." >&2
     echo "setup: installing Python packages into .venv/ (the first time about a minute) ..."
     .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' ||
         fail "pip could not install the packages, see above: is a package index reachable?"
