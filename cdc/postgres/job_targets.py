@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -10,7 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, PipelineFault
+from cdc.errors import ConfigError, PipelineFault, Unavailable
 from cdc.jobs import EmbeddingSpec, Job
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.job_pipelines import (
@@ -93,14 +95,50 @@ class PostgresTargets:
         await self._with(url, lambda connection: release_jobs(connection, self.settings(url)))
 
     async def _with(self, url: str, work: Callable[[psycopg.Connection[TupleRow]], T]) -> T:
+        """Run ``work`` in a thread. Whoever is cancelled meanwhile waits for its end, unless it has not begun.
+
+        A thread cannot be cancelled: a pipeline that is being made would appear after what clears it away.
+        """
+        turn = _Turn()
+
         def run() -> T:
             with connect_sync(self.settings(url), "jobs") as connection:
+                turn.begin()
                 try:
                     return work(connection)
                 except psycopg.Error as exc:
                     raise classify(exc) from exc
 
-        return await asyncio.to_thread(run)
+        task = asyncio.ensure_future(asyncio.to_thread(run))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while turn.is_under_way() and not task.done():  # nobody who cancels again hurries it
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((task,))
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else looks at it
+            raise
+
+
+class _Turn:
+    """Whether work in a thread has begun, or is not to begin any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun = self._void = False
+
+    def begin(self) -> None:
+        """Begin, in the thread. Raises Unavailable where it is too late."""
+        with self._lock:
+            if self._void:
+                raise Unavailable("It was called off.")
+            self._begun = True
+
+    def is_under_way(self) -> bool:
+        """Tell whether it has begun; if it has not, it never will."""
+        with self._lock:
+            self._void = True
+            return self._begun
 
 
 def _check_rights(connection: psycopg.Connection[TupleRow], job: Job) -> None:

@@ -66,6 +66,24 @@ def test_a_job_inserted_as_canceled_rests_until_it_is_resumed(world: Running) ->
     assert not wrong(world.db, table)
 
 
+def test_a_job_that_is_canceled_while_it_waits_for_its_table(world: Running) -> None:
+    """What was under way for it comes to its end first, so that it does not come to life behind the cancellation."""
+    table = world.texts(2)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with world.target.connect() as session, session.transaction():
+        session.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+        id = world.job(table)
+        eventually(lambda: world.db.execute(waiting).fetchone() == (1,))
+        world.cancel(id)
+        refused = world.job(table, dst_column="body")  # it came later: by now the cancellation was seen
+        world.until(refused, "init_failed_at")
+    name = f"public.embedding_generation_jobs/{id}"
+    eventually(lambda: any(e["event"] == "job_canceled" and e["job"] == name for e in world.daemon_now.events))
+    eventually(lambda: world.db.execute(waiting).fetchone() == (0,))
+    attached = "SELECT FROM walvec.pipelines WHERE name = %s AND attached"
+    assert not world.db.execute(attached, [f"public.{table}.v"]).fetchall()
+
+
 def test_a_job_that_is_finished_already_listens(world: Running) -> None:
     """As after a change of daemons: the row says that all is done. What stands is kept, what comes is embedded."""
     table = world.texts(5, more=", v real[]")

@@ -376,6 +376,19 @@ def test_13_a_job_canceled_at_the_start_is_canceled_not_failed(world: Running, a
     assert not wrong(world.db, table)
 
 
+def test_13_a_table_that_is_dropped_and_made_anew(world: Running) -> None:
+    """A job whose table has gone stays failed, or goes on in silence with triggers that went along."""
+    table = world.texts(3)
+    id = world.job(table)
+    world.done(id)
+    world.db.execute(f"DROP TABLE {table}")
+    assert "dropped" in world.until(id, "init_failed_at")["init_failure_reason"]
+    world.db.execute(f"CREATE TABLE {table} (id serial PRIMARY KEY, body text)")
+    world.add(table, "one", "two")
+    converged(world.db, table)
+    eventually(lambda: world.row(id)["init_failed_at"] is None)
+
+
 def test_14_metrics_health_progress_and_lag(world: Running, api: FakeApi) -> None:
     """No metrics, no health, no lag, and progress of the initial rows only."""
     api.delay_s = 0.3

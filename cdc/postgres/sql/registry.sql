@@ -102,10 +102,11 @@ SELECT target_column::text FROM {schema}.pipelines
 WHERE source_schema = %(schema)s AND source_table = %(table)s AND kind = 'default'
 
 -- name: redefine
+-- Whether a job's pipeline is to run is its job's to say, which may have been canceled this very moment.
 UPDATE {schema}.pipelines
 SET source_oid = %(oid)s, key_columns = %(key)s, text_columns = %(text)s, vector_type = %(vector_type)s,
     model = %(model)s, dimension = %(dimension)s, fingerprint = %(fingerprint)s, shape = %(shape)s,
-    storage = %(storage)s, attached = true
+    storage = %(storage)s, attached = attached OR kind = 'default'
 WHERE id = %(pipeline)s
 
 -- name: attach
