@@ -10,7 +10,7 @@ from inference.tuning import Climbed
 
 _KINDS = {
     "held out": "rows that it does not hold",
-    "carried over": "queries that it answers as a copy does, which was measured with rows that it did not hold",
+    "carried over": "queries, carried over from a copy that was measured with rows it did not hold",
     "logged": "logged queries",
 }
 
