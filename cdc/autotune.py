@@ -21,6 +21,7 @@ from cdc.ports.tuning import METRICS, AutotuneResult, Earlier, Experiments, Say,
 from cdc.postgres.tuning import Place, sweep
 from cdc.rows import Table
 from cdc.services.autotune import AutotuneRunner
+from inference.vector_index import VectorIndexError
 
 T = TypeVar("T")
 
@@ -108,6 +109,8 @@ async def _in_thread(work: Callable[[], T], stop: Stop) -> T:
     future = asyncio.get_running_loop().run_in_executor(pool, work)
     try:
         return await asyncio.shield(future)
+    except VectorIndexError as exc:
+        raise ConfigError(str(exc)) from exc
     except asyncio.CancelledError:
         while not future.done():  # whoever ends us may cancel again and again
             try:

@@ -1,4 +1,4 @@
-"""`walvec run` as a process: the consumer, the jobs of the database's own tables beside it, signals, the HTTP server."""
+"""`walvec run` as a process: the consumer, the jobs of its database's own tables beside it, signals, HTTP."""
 
 from __future__ import annotations
 

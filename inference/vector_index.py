@@ -60,7 +60,8 @@ def _hnswlib() -> Any:
     except ImportError:
         raise VectorIndexError(
             "hnswlib is not installed, which external indexes and autotune need: install a C++ compiler and Python's "
-            "headers (apt-get install g++ python3-dev), then run `tools/setup.sh hnswlib` or `pip install walvec[index]`."
+            "headers (apt-get install g++ python3-dev), then run `tools/setup.sh hnswlib`, or "
+            "`pip install walvec[index]`."
         ) from None
     return hnswlib
 

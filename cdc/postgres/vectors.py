@@ -149,9 +149,7 @@ def _kind(bare: str) -> str:
     return {"_float4": "real[]"}.get(bare, bare)
 
 
-def _check_vector(
-    holder: Table, column: str, kind: str, width: int, dimension: int, *, is_users: bool = False
-) -> None:
+def _check_vector(holder: Table, column: str, kind: str, width: int, dimension: int, *, is_users: bool = False) -> None:
     """Refuse a column that cannot take the model's vectors. Nobody is told to drop a table of the user's."""
     if kind not in ("vector", "halfvec", "real[]"):
         raise PipelineFault(

@@ -47,6 +47,23 @@ class Member:
     conflict: JobId | None = None
 
 
+_WORDS = {
+    "WALVEC_DATABASE_URL": "db_connection",
+    "WALVEC_OPENAI_KEY": "api_token in runtime_params",
+    "WALVEC_COHERE_KEY": "api_token in runtime_params",
+    "WALVEC_OPENAI_URL": "base_url in runtime_params",
+    "WALVEC_MODEL ": "embedding_model ",
+}
+"""What a job's row has in the place of the consumer's settings."""
+
+
+def in_a_jobs_words(reason: str) -> str:
+    """Return ``reason`` with a job's columns in the place of settings."""
+    for setting, column in _WORDS.items():
+        reason = reason.replace(setting, column)
+    return reason
+
+
 class Life:
     """Runs jobs and clears them away.
 
@@ -110,7 +127,7 @@ class Life:
                 course.running = False
 
     async def _fail(self, member: Member, report: JobReport, reason: str) -> None:
-        reason = reason.replace("WALVEC_DATABASE_URL", "db_connection")  # what a job has in its place
+        reason = in_a_jobs_words(reason)
         member.course.failed(time.monotonic())
         log.error("job_failed", job=str(member.id), message=self._clean(reason), attempt=member.course.tries)
         await report.failed(reason)
@@ -216,7 +233,7 @@ class _Told:
         self._wrote(finished=True)
 
     async def failed(self, reason: str) -> None:
-        await self._report.failed(self._clean(reason))
+        await self._report.failed(self._clean(in_a_jobs_words(reason)))
         self._wrote(failed=True)
         self._member.course.told_failed = True
 
