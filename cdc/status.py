@@ -33,7 +33,8 @@ class PipelineStatus:
     """One row of ``kbstat``, and what stands beside it in ``status --json`` and the metrics.
 
     ``unprocessed_rows`` counts unique rows waiting or in flight. ``scans_completed`` is None for table sources.
-    ``lag_seconds`` is the age of the oldest commit not yet embedded, 0 when there is none.
+    ``lag_seconds`` is the age of the oldest commit not yet embedded, 0 when there is none. ``slot`` is the slot that it
+    comes through, empty: the consumer's.
     """
 
     pipeline: str
@@ -50,6 +51,7 @@ class PipelineStatus:
     errors: int = 0
     backfill_done: int = 0
     backfill_total: int = 0
+    slot: str = ""
     backfilled: bool = False  # its first backfill is complete
 
     @property
@@ -123,4 +125,5 @@ class EngineStatus:
     def _halt(self, pipeline: PipelineStatus) -> dict[str, object]:
         """Return the ``status`` of a pipeline that stands still because the whole consumer does."""
         halted = self.slot.state in (SlotState.LOST, SlotState.PUBLICATION_MISSING, SlotState.STOPPED)
-        return {"status": self.slot.state.value} if halted and pipeline.state is not PipelineState.DETACHED else {}
+        shares = pipeline.slot in ("", self.slot.name) and pipeline.state is not PipelineState.DETACHED
+        return {"status": self.slot.state.value} if halted and shares else {}

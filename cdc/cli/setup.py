@@ -98,7 +98,8 @@ def drop(
 ) -> None:
     """Remove what walvec made: slot, control schema, publication; all three, or those that are named.
 
-    Tables of embeddings stay. Their names come from WALVEC_SLOT, WALVEC_PUBLICATION and WALVEC_SCHEMA.
+    Tables of embeddings stay. The names come from WALVEC_SLOT, WALVEC_PUBLICATION and WALVEC_SCHEMA. What jobs use in
+    this database goes too: with the schema their slots and publications, with --slot or --publication the one or other.
     """
     from cdc.postgres.admin import Choice, Dropper
     from cdc.postgres.connect import connect_sync

@@ -43,7 +43,7 @@ class Admin:
         Published tables that have no pipeline, because none can follow them, are among the checks.
         """
         slot = self._slot_status()
-        rows = self._rows("pipeline_metrics", [self._settings.slot])
+        rows = self._rows("pipeline_metrics", {"slot": self._settings.slot})
         pipelines = tuple(_pipeline_status(row) for row in rows)
         known = {row["table"] for row in self._rows("known_tables")}
         return EngineStatus(slot=slot, pipelines=pipelines, checks=tuple(self._checks(known)))
@@ -137,7 +137,7 @@ class Admin:
             known = ", ".join(names) or "none yet"
             raise ConfigError(f'There is no pipeline "{pipeline}".', f"Pipelines: {known}.")
 
-    def _rows(self, name: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    def _rows(self, name: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         statement = bound("admin", name, schema=sql.Identifier(self._settings.schema))
         try:
             with self._conn.cursor(row_factory=dict_row) as cursor:
@@ -172,13 +172,18 @@ def _slot_state(slot: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[SlotSt
 
 
 def _pipeline_status(row: Mapping[str, Any]) -> PipelineStatus:
+    """Return a row's status. A job's slot is not the consumer's: that nobody reads it is said of the job."""
+    state, reason = PipelineState(row["status"]), row["reason"]
+    if row["slot"].startswith("walvec_jobs") and not row["is_read"] and state is not PipelineState.DETACHED:
+        state, reason = PipelineState.WAITING, "Neither walvec run nor walvec start-daemon runs its jobs now."
     return PipelineStatus(
         pipeline=row["pipeline"],
         mode=row["mode"],
         source_type=row["source_type"],
         model=row["model"],
-        state=PipelineState(row["status"]),
-        reason=row["reason"],
+        state=state,
+        reason=reason,
+        slot=row["slot"],
         unprocessed_rows=row["unprocessed_rows"],
         scans_completed=row["scans_completed"],
         source_records=row["source_records"],
@@ -199,6 +204,20 @@ class Choice:
     schema: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _OfJobs:
+    """A slot or publication that jobs use; ``bytes`` of WAL are kept by a slot."""
+
+    what: str
+    name: str
+    bytes: int
+    active_pid: int | None
+    mine: bool
+
+
+_KINDS = {"slot": "replication slot", "publication": "publication"}
+
+
 class Dropper:
     """Removes what ``init`` made. Tables of embeddings stay.
 
@@ -213,6 +232,7 @@ class Dropper:
         try:
             names = [settings.slot, settings.publication, settings.schema]
             row = conn.execute(bound("admin", "drop_plan"), names).fetchone()
+            self._jobs = [_OfJobs(*found) for found in conn.execute(bound("admin", "drop_jobs")).fetchall()]
         except psycopg.Error as exc:
             raise classify(exc) from exc
         assert row is not None, "the statement always gives one row"
@@ -224,6 +244,9 @@ class Dropper:
         if choice.slot and self._slot:
             freed = _bytes(self._slot["bytes"] or 0)
             lines.append(f'The replication slot "{self._settings.slot}": frees {freed} of WAL at the next checkpoint.')
+        for left in self._chosen(choice):
+            freed = f"frees {_bytes(left.bytes)} of WAL at the next checkpoint" if left.what == "slot" else "of jobs"
+            lines.append(f'The {_KINDS[left.what]} "{left.name}": {freed}.')
         if choice.schema and self._schema:
             lines.append(f'The schema "{self._settings.schema}": pipelines, progress, queue and dead letters.')
         if choice.publication and self._publication:
@@ -240,6 +263,11 @@ class Dropper:
         try:
             if choice.slot and self._slot:
                 self._conn.execute("SELECT pg_drop_replication_slot(%s)", [self._settings.slot])
+            for left in self._chosen(choice):
+                if left.what == "slot":
+                    self._conn.execute("SELECT pg_drop_replication_slot(%s)", [left.name])
+                else:
+                    self._conn.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(left.name)))
             if choice.schema and self._schema:
                 statement = sql.SQL("DROP SCHEMA {} CASCADE")
                 self._conn.execute(statement.format(sql.Identifier(self._settings.schema)))
@@ -247,6 +275,12 @@ class Dropper:
                 self._conn.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(self._settings.publication)))
         except psycopg.Error as exc:
             raise classify(exc) from exc
+
+    def _chosen(self, choice: Choice) -> list[_OfJobs]:
+        """Return what jobs use and goes too: with the control schema all of it, for nobody would ever read it again."""
+        return [
+            left for left in self._jobs if choice.schema or (choice.slot if left.what == "slot" else choice.publication)
+        ]
 
     def _refuse(self, choice: Choice) -> None:
         """Refuse before anything is dropped, so that a refusal leaves everything as it was."""
@@ -256,6 +290,16 @@ class Dropper:
         if choice.slot and self._slot and self._slot["active_pid"]:
             pid = self._slot["active_pid"]
             raise ConfigError(f'The replication slot "{slot}" is in use by pid {pid}.', "Stop that `walvec run` first.")
+        for left in self._chosen(choice):
+            if left.active_pid is not None:
+                raise ConfigError(
+                    f'The replication slot "{left.name}" of jobs is in use by pid {left.active_pid}.',
+                    "Stop that `walvec run` or `walvec start-daemon` first.",
+                )
+            if not left.mine:
+                raise ConfigError(
+                    f'The publication "{left.name}" of jobs belongs to another role.', "Let that role drop it."
+                )
         if choice.schema and self._schema and control.installed_version(self._conn, schema) == 0:
             raise ConfigError(f'The schema "{schema}" is not walvec\'s.', "Correct WALVEC_SCHEMA.")
         for chosen, found, what in (

@@ -336,13 +336,19 @@ class Fleet:
 
     async def reconcile(self, id: int | None, reason: str) -> None:
         """Have one pipeline, or all, scanned from the start."""
+        told: list[Pipeline] = []
         for member in self.members.values():
             if member.pipeline is not None and member.followed is not None and id in (None, member.followed.id):
                 log.info("reconcile_started", pipeline=member.wanted.name, reason=reason)
                 member.pipeline.reconcile(reason)
+                told.append(member.pipeline)
                 member.state, member.reason = PipelineState.BACKFILLING, reason
-        # After telling the pipeline: a scan that ends now must not strike the new reason out.
-        await self._registry.need_reconcile(reason, id)
+        try:
+            # After telling the pipeline: a scan that ends now must not strike the new reason out.
+            await self._registry.need_reconcile(reason, id)
+        finally:
+            for pipeline in told:
+                pipeline.noted()
 
     async def close_gaps(self) -> None:
         """Have pipelines scanned whose changes the stream cannot tell, then let those commits settle."""

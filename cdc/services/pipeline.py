@@ -81,6 +81,8 @@ class Pipeline:
         self._windows: set[asyncio.Task[None]] = set()
         self._scanning = asyncio.Event()
         self._asked: str | None = None
+        self._noted = asyncio.Event()  # what was asked for stands in the control schema
+        self._noted.set()
         self._loading: asyncio.Task[None] | None = None
         self._loaded = Claim()
         if progress.reason is not None:
@@ -98,9 +100,17 @@ class Pipeline:
         self._moved.set()
 
     def reconcile(self, reason: str) -> None:
-        """Have the source scanned from the start, after the scan that is under way, if one is."""
+        """Have the source scanned from the start, after the scan that is under way, if one is.
+
+        The scan begins once :meth:`noted` has been called: one that ends before would leave the note of it behind.
+        """
         self._asked = reason
+        self._noted.clear()
         self._scanning.set()
+
+    def noted(self) -> None:
+        """Hear that the scan stands in the control schema as due."""
+        self._noted.set()
 
     @property
     def unprocessed(self) -> int:
@@ -217,6 +227,7 @@ class Pipeline:
             await self._scanning.wait()
             self._scanning.clear()
             self._restart()
+            await self._noted.wait()
             for attempt in itertools.count(1):
                 try:
                     await self._barrier()

@@ -29,7 +29,7 @@ def running(database18) -> Any:
         with Consumer(database18.url, **settings) as consumer:
             consumer.sync()
             yield db, consumer, f"http://127.0.0.1:{port}"
-            code = consumer.stop()
+            code = consumer.process.poll() if consumer.process.poll() is not None else consumer.stop()
             assert code == 0, consumer.log[-3000:]
 
 
@@ -73,3 +73,27 @@ def test_a_job_that_cannot_run_leaves_the_publication_alone(running):
     health = json.load(urllib.request.urlopen(f"{url}/healthz"))
     assert health["status"] == "warn", health
     assert urllib.request.urlopen(f"{url}/readyz").status == 200
+
+
+def test_status_shows_jobs_and_drop_takes_what_they_use(running):
+    db, consumer, _ = running
+    db.execute(INSERT, ["hash-8", "hash"])
+    done = "SELECT init_finished_at FROM walvec.embedding_generation_jobs"
+    eventually(lambda: db.execute(done).fetchone()[0] is not None, 15, "a job done")
+    shown = json.loads(consumer.command("status", "--json").stdout)
+    assert [(row["knowledge_base"], row["status"]) for row in shown] == [
+        ("public.articles", "ready"),
+        ("public.notes.v", "ready"),
+    ]
+    refused = consumer.command("drop", "--yes")
+    assert refused.returncode == 2 and "in use by pid" in refused.stderr
+    assert consumer.stop() == 0
+    shown = json.loads(consumer.command("status", "--json").stdout)
+    assert [(row["knowledge_base"], row["status"]) for row in shown] == [
+        ("public.articles", "stopped"),
+        ("public.notes.v", "waiting"),
+    ]
+    said = consumer.command("drop", "--yes").stdout
+    assert "walvec_jobs_" in said and said.count("frees") == 2
+    left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()),"
+    assert db.execute(f"{left} (SELECT count(*) FROM pg_publication)").fetchone() == (0, 0)

@@ -9,11 +9,12 @@ SELECT source_schema || '.' || source_table AS table FROM {schema}.pipelines
 UNION SELECT target_schema || '.' || target_table FROM {schema}.pipelines
 
 -- name: pipeline_metrics
--- The kbstat table and what stands beside it, one row per pipeline, of one slot.
-SELECT pipeline, mode, source_type, model, status, reason, unprocessed_rows, scans_completed, source_records,
-       embeddings, lag_seconds, errors, scan_done, scan_total, slot
-FROM {schema}.pipeline_metrics WHERE slot = %s
-ORDER BY pipeline
+-- The kbstat table and what stands beside it: the pipelines of one slot, then those of jobs, whose slots are their own.
+SELECT m.pipeline, m.mode, m.source_type, m.model, m.status, m.reason, m.unprocessed_rows, m.scans_completed,
+       m.source_records, m.embeddings, m.lag_seconds, m.errors, m.scan_done, m.scan_total, m.slot,
+       EXISTS (SELECT FROM pg_replication_slots r WHERE r.slot_name = m.slot AND r.active) AS is_read
+FROM {schema}.pipeline_metrics m WHERE m.slot = %(slot)s OR m.kind <> 'default'
+ORDER BY m.slot <> %(slot)s, m.pipeline
 
 -- name: slot
 -- One slot as the server and the control schema see it. Parameters: the publication, the slot.
@@ -68,6 +69,17 @@ SELECT (SELECT jsonb_build_object('active_pid', r.active_pid, 'database', r.data
         FROM pg_publication p WHERE p.pubname = %s) AS publication,
        (SELECT jsonb_build_object('owner', pg_get_userbyid(n.nspowner), 'mine', pg_has_role(n.nspowner, 'USAGE'))
         FROM pg_namespace n WHERE n.nspname = %s) AS schema
+
+-- name: drop_jobs
+-- What jobs use in this database beside it: slots, and publications.
+SELECT 'slot' AS what, r.slot_name::text AS name, pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint AS bytes,
+       r.active_pid, true AS mine
+FROM pg_replication_slots r
+WHERE r.database = current_database() AND NOT r.temporary AND r.slot_name ~ '^walvec_(jobs|index)_'
+UNION ALL
+SELECT 'publication', p.pubname::text, 0, NULL, pg_has_role(p.pubowner, 'USAGE')
+FROM pg_publication p WHERE p.pubname ~ '^walvec_(jobs(_|$)|index_|books$)'
+ORDER BY 1 DESC, 2
 
 -- name: ask_reconcile
 INSERT INTO {schema}.requests (pipeline_id, kind) SELECT id, 'reconcile' FROM {schema}.pipelines WHERE name = ANY (%s)
