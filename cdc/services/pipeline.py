@@ -80,7 +80,6 @@ class Pipeline:
         self._moved = asyncio.Event()
         self._windows: set[asyncio.Task[None]] = set()
         self._scanning = asyncio.Event()
-        self._asked: str | None = None
         self._noted = asyncio.Event()  # what was asked for stands in the control schema
         self._noted.set()
         self._loading: asyncio.Task[None] | None = None
@@ -104,7 +103,7 @@ class Pipeline:
 
         The scan begins once :meth:`noted` has been called: one that ends before would leave the note of it behind.
         """
-        self._asked = reason
+        self.scan.asked = reason
         self._noted.clear()
         self._scanning.set()
 
@@ -243,11 +242,11 @@ class Pipeline:
 
     def _restart(self) -> bool:
         """Set the progress to the start of the scan that was asked for, if one was; tell whether so."""
-        if self._asked is None:
+        if self.scan.asked is None:
             return False
         progress = self.progress
-        progress.reason, progress.phase, progress.cursor, progress.done = self._asked, "rows", None, 0
-        self._asked = None
+        progress.reason, progress.phase, progress.cursor, progress.done = self.scan.asked, "rows", None, 0
+        self.scan.asked = None
         return True
 
     # -- the durable queue ------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ class Scan:
         self._moved = moved  # set whenever works settle
         self._wake = wake  # tells the dispatcher that there is work
         self.progress = progress
+        self.asked: str | None = None  # why the next walk, from the start, is due after this one
         self.embeddings = 0  # as counted at the end of the last walk
         self._open: deque[tuple[Claim, Page]] = deque()  # pages of the source that were read and are not done
 
@@ -145,4 +146,7 @@ class Scan:
 
     async def _save(self) -> None:
         p = self.progress
+        if self.asked is not None:  # were this walk cut off here, the next must not go on in the middle
+            await self._target.save_scan(self.asked, "rows", None, 0, p.total)
+            return
         await self._target.save_scan(p.reason, p.phase, p.cursor, p.done, p.total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 from cdc import app
 from tests.job_pipelines.scene import Scene, Twin
@@ -17,14 +18,15 @@ def test_a_scan_that_is_faster_than_the_note_of_it(database18):
         scene.backfilled(name)
         scene.sync()
         noted = threading.Event()
-        note = scene.engine.fleet._registry.need_reconcile
+        registry: Any = scene.engine.fleet._registry
+        note = registry.need_reconcile
 
         async def late(reason, id=None):
             await asyncio.sleep(0.5)  # as on a busy machine
             await note(reason, id)
             noted.set()
 
-        scene.engine.fleet._registry.need_reconcile = late
+        registry.need_reconcile = late
         app.reconcile(scene.settings, name, dry_run=False, progress=lambda *_: None)
         assert noted.wait(10)
         scene.sync()

@@ -1,4 +1,4 @@
-"""How far a walk says it has come: row by row, though its place is kept page by page."""
+"""How far a walk says it has come, and from where it would go on."""
 
 import asyncio
 from threading import RLock
@@ -41,3 +41,26 @@ async def test_rows_of_a_page_that_is_not_done_count():
     moved.set()
     await walk
     assert (scan.done, scan.progress.done, saved) == (100, 100, [100])
+
+
+async def test_a_walk_that_another_is_to_follow_keeps_no_place():
+    """Cut off now, it must begin anew: what the next walk was asked for may lie before this one's place."""
+    saved: list[tuple[object, ...]] = []
+
+    async def save_scan(*state: object) -> None:
+        saved.append(state)
+
+    async def read(after: tuple[str, ...] | None, rows: int, text_bytes: int) -> Page:
+        place = 0 if after is None else int(after[0])
+        if place == 2:
+            scan.asked = "a gap"
+        return Page(1, (str(place + 1),), (), 1) if place < 4 else Page(0, None, (), 1)
+
+    progress = Progress("first backfill", total=4)
+    desk: Any = SimpleNamespace(lock=RLock())
+    target: Any = SimpleNamespace(save_scan=save_scan)
+    scan = Scan(desk, target, progress, asyncio.Event(), asyncio.Event())
+    await scan._walk(read, counts=True)
+    assert [(state[0], state[2]) for state in saved] == [
+        ("first backfill", ("1",)), ("first backfill", ("2",)), ("a gap", None), ("a gap", None),
+    ]  # fmt: skip
