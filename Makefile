@@ -36,8 +36,8 @@ bench: $(STAMP) ## the figures: decoding, draining a backlog, end to end, latenc
 	$(BIN)/walvec bench all
 
 bench-index: $(STAMP) ## external indexes: loading, building, freshness; and autotune beside a sweep (BENCH= flags)
-	$(BIN)/python -m cdc.bench_index $(BENCH)
-	$(BIN)/python -m cdc.bench_autotune
+	$(BIN)/python -m cdc.bench.index $(BENCH)
+	$(BIN)/python -m cdc.bench.autotune
 
 fuzz: $(STAMP) ## feed the decoder broken bytes for FUZZ_SECONDS (120)
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest tests/fuzz --timeout=0 -s
@@ -54,11 +54,11 @@ test-triton: $(STAMP) $(TRITON) ## all tests on the real Triton: its faults, its
 	$(BIN)/pytest tests/triton
 
 bench-triton: $(STAMP) $(TRITON) ## rows/s beside a bare client of the same Triton, padding, recovery after an outage
-	$(BIN)/python -m cdc.bench_triton $(BENCH)
+	$(BIN)/python -m cdc.bench.triton $(BENCH)
 
 bench-gpu: $(STAMP) $(TRITON) ## Triton with a MiniLM-sized model on a GPU, beside the bare model loop
 	@! command -v nvidia-smi >/dev/null || GPU=1 tools/setup_triton.sh
-	@$(BIN)/python -m cdc.bench_gpu
+	@$(BIN)/python -m cdc.bench.gpu
 
 clean: ## remove what was made here: the environment, caches, builds, the demo's data
 	rm -rf .venv .venv-triton .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

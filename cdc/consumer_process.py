@@ -10,8 +10,8 @@ import structlog
 
 from cdc.app import EmbedderModel, EngineFace, Serve, SingleModel, calm_collector, make_engine, make_model, secrets_of
 from cdc.config import Settings
-from cdc.daemon import Daemon
-from cdc.daemon_plan import Plan
+from cdc.daemon.daemon import Daemon
+from cdc.daemon.plan import Plan
 from cdc.errors import UnknownPipeline, WalvecError
 from cdc.flow.merged import beside
 from cdc.foreground import until_signalled, use_threads

@@ -73,8 +73,8 @@ def start_daemon(
     SIGTERM drains and acknowledges; a second signal stops at once. Exit status: 0 stopped, 2 a setting, a table or a
     privilege is wrong. A server that is down is waited for.
     """
-    from cdc import daemon_process
-    from cdc.daemon_plan import Plan
+    from cdc.daemon import process as daemon_process
+    from cdc.daemon.plan import Plan
     from cdc.jobs import JobKind
     from cdc.ports.books import BookName
     from cdc.postgres.setup import parse_table

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cdc.autotune import autotune
 from cdc.bench import machine
+from cdc.bench.corpus import embeddings
 from cdc.bench.figures import Figure, render
 from cdc.bench.scene import server
-from cdc.bench_corpus import embeddings
 from cdc.jobs import AutotuneSpec
 from cdc.postgres.tuning_rows import binary_rows
 from cdc.rows import Table
@@ -147,7 +147,7 @@ def _fill(database: Database, rows: Vectors) -> None:
 
 def main() -> None:
     """Run the benchmark by itself."""
-    parser = argparse.ArgumentParser(prog="python -m cdc.bench_autotune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cdc.bench.autotune", description=__doc__)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--repeat", type=int, default=1)
     chosen = parser.parse_args()

@@ -11,8 +11,8 @@ import structlog
 
 from cdc import app
 from cdc.config import Settings
-from cdc.daemon_plan import Plan
-from cdc.daemon_view import DaemonView
+from cdc.daemon.plan import Plan
+from cdc.daemon.view import DaemonView
 from cdc.errors import ConfigError, Unavailable, WalvecError
 from cdc.flow.disposition import backoff_s
 from cdc.flow.jobs import publication_name, slot_name

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from cdc.app import Serve, calm_collector, secrets_of
 from cdc.config import Settings
-from cdc.daemon import Daemon
-from cdc.daemon_plan import Plan
+from cdc.daemon.daemon import Daemon
+from cdc.daemon.plan import Plan
 from cdc.errors import ConfigError
 from cdc.foreground import until_signalled, use_threads
 from cdc.postgres.connect import parse_dsn

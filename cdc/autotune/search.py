@@ -14,8 +14,8 @@ from typing import Final, cast
 
 import numpy as np
 
-from cdc.autotune_ground import Ground, Sampler, Stop
-from cdc.autotune_words import comment, sentence
+from cdc.autotune.ground import Ground, Sampler, Stop
+from cdc.autotune.words import comment, sentence
 from cdc.errors import PipelineFault
 from cdc.jobs import AutotuneSpec
 from cdc.ports.tuning import AutotuneResult, Earlier, Say, Trial

@@ -1,6 +1,6 @@
 """Autotune: HNSW graphs compared on hnswlib, the winner built and measured in PostgreSQL.
 
-A search (:mod:`cdc.autotune_search`) is one long piece of blocking work: it has a thread of its own here, which a
+A search (:mod:`cdc.autotune.search`) is one long piece of blocking work: it has a thread of its own here, which a
 cancellation stops in the middle, in the server too.
 """
 
@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from cdc.autotune_ground import ROW_BYTES, Stop
-from cdc.autotune_search import Search
+from cdc.autotune.ground import ROW_BYTES, Stop
+from cdc.autotune.search import Search
 from cdc.errors import ConfigError
 from cdc.jobs import AutotuneSpec
 from cdc.ports.jobs import JobRunner

@@ -1,6 +1,6 @@
 """``make bench-index``: an external index beside what it is made of – COPY to nowhere, a bare hnswlib loop, a commit.
 
-Vectors are embeddings of sentences where ``.cache`` has enough of them (``python -m cdc.bench_index --embed`` makes
+Vectors are embeddings of sentences where ``.cache`` has enough of them (``python -m cdc.bench.index --embed`` makes
 them), else clustered random ones of the same width; the first line says which. The server keeps PostgreSQL's defaults.
 Each pair is measured in turn, run by run, over the same rows, and what was built is compared with an exact search.
 """
@@ -26,9 +26,9 @@ import psycopg
 from numpy.typing import NDArray
 
 from cdc.bench import machine
+from cdc.bench.corpus import CACHE, embeddings
 from cdc.bench.figures import Figure, WrongResult, ratio, render
 from cdc.bench.scene import server
-from cdc.bench_corpus import CACHE, embeddings
 from cdc.external_indexes import HnswIndexes
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
