@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
 from cdc.app import EmbedderModel, EngineFace, Serve, SingleModel, calm_collector, make_engine, make_model, secrets_of
 from cdc.config import Settings
-from cdc.daemon.daemon import Daemon
-from cdc.daemon.plan import Plan
 from cdc.errors import UnknownPipeline, WalvecError
 from cdc.flow.merged import beside
 from cdc.foreground import until_signalled, use_threads
@@ -20,6 +19,9 @@ from cdc.services.tasks import end
 from cdc.status import EngineStatus
 from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from cdc.daemon import Daemon
 
 log = structlog.get_logger()
 
@@ -65,6 +67,8 @@ class OwnJobs:
     async def run(self) -> None:
         """Run them until :meth:`stop`, once there are any."""
         await self._found.wait()
+        from cdc.daemon import Daemon, Plan  # runtimes and their clients take 20 MiB
+
         plan = Plan(targets=(self._settings.database_url,))
         self.daemon = Daemon(self._settings, plan, self._metrics, os.environ, self._metrics.publish_jobs)
         try:

@@ -32,7 +32,8 @@ class PublishedTable:
 
     ``streamed_as`` are the names under which its changes arrive: its own, or those of its partitions. ``storage``
     changes whenever rows may have changed with no event: a rewrite, a partition attached or truncated. ``complete``:
-    inserts, updates, deletes and truncates are all published.
+    inserts, updates, deletes and truncates are all published. ``numbers`` are the columns' own: one that was dropped
+    and made again under the same name has another.
     """
 
     oid: int
@@ -45,6 +46,7 @@ class PublishedTable:
     streamed_as: tuple[Table, ...]
     storage: str
     complete: bool = True
+    numbers: tuple[int, ...] = ()
 
     def shape(self, text_names: Sequence[str] | None = None) -> str:
         """Return a digest of all that decides how the table is read; a change of it calls for a reconcile.
@@ -52,8 +54,8 @@ class PublishedTable:
         ``text_names`` are the columns that matter beside the key; None: every published text-like one.
         """
         relevant = [
-            (column.name, column.type)
-            for column in self.columns
+            (column.name, column.type, number)
+            for column, number in zip(self.columns, self.numbers, strict=True)
             if column.name in self.key_names
             or (column.name in self.published and is_text_like(column) and text_names is None)
             or (text_names is not None and column.name in text_names)
@@ -156,6 +158,7 @@ def tables_of(rows: Sequence[tuple[Any, ...]]) -> list[PublishedTable]:
             row_filter=row_filter or "",
             streamed_as=tuple(Table(*member) for member in zip(schemas, members, strict=True)),
             storage=storage or "",
+            numbers=tuple(numbers),
         )
         for (
             oid,
@@ -169,6 +172,7 @@ def tables_of(rows: Sequence[tuple[Any, ...]]) -> list[PublishedTable]:
             names,
             types,
             bases,
+            numbers,
             key,
             storage,
         ) in rows

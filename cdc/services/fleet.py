@@ -182,7 +182,9 @@ class Fleet:
                 DirtyKeys(self._intake.budget),
                 count,
                 fingerprint=followed.target.fingerprint,
-                replay_until=followed.written_lsn,
+                # Where a scan is due, rows may have changed with no event: what the stream says of earlier times is not
+                # trusted, for nothing newer might come to overtake it.
+                replay_until=max(followed.written_lsn, followed.counted.until if followed.scan.reason else 0),
                 mark=followed.target.mark,
             )
         scan = followed.scan

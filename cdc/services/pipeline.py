@@ -88,7 +88,7 @@ class Pipeline:
             self._scanning.set()
         self.writer = Writer(desk, target, observer, failures, self._settled)
         self._delivery = Delivery(desk, target, gate, self.writer, observer, tuning.max_attempts)
-        self.scan = Scan(desk, target, progress, self._moved, self._wake)
+        self.scan = Scan(desk, target, progress, self._moved, self._wake, self.writer.between)
         self._failure: asyncio.Future[None] | None = None
 
     # -- from outside -----------------------------------------------------------------------------------------------

@@ -44,9 +44,16 @@ class Scan:
     """Walks one pipeline's source and destination."""
 
     def __init__(
-        self, desk: Desk, target: Target, progress: Progress, moved: asyncio.Event, wake: asyncio.Event
+        self,
+        desk: Desk,
+        target: Target,
+        progress: Progress,
+        moved: asyncio.Event,
+        wake: asyncio.Event,
+        unwritten: Callable[[], Awaitable[None]],
     ) -> None:
         self._desk = desk
+        self._unwritten = unwritten  # waits until a write that is under way has ended
         self._target = target
         self._moved = moved  # set whenever works settle
         self._wake = wake  # tells the dispatcher that there is work
@@ -88,8 +95,12 @@ class Scan:
     async def _count(self) -> None:
         rows, snapshot, until = await self._target.count_source()
         with self._desk.lock:
+            # Rows may have changed with no event: an older text that the stream still brings, or that is at the model
+            # now, must not go over one that this walk finds to agree. It is compared with the row where it is written.
+            self._desk.replay_until = max(self._desk.replay_until, until)
             self._desk.count.rebase(rows, snapshot, until)
             counted = self._desk.count.counted
+        await self._unwritten()
         await self._target.save_count(counted)
         with self._desk.lock:
             self._desk.count.persisted(counted)

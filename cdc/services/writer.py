@@ -56,6 +56,7 @@ class Writer:
         self._settled = settled
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self.embeddings = 0
         self.dequeued = 0
         self.buried = 0
@@ -84,7 +85,8 @@ class Writer:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
-                    await self._write(self._next())
+                    async with self._turn:
+                        await self._write(self._next())
         finally:
             self._ended = True
             for item in self._waiting:
@@ -127,8 +129,16 @@ class Writer:
                 if not item.done.done():
                     item.done.set_result(None)
 
+    async def between(self) -> None:
+        """Wait until the transaction that is under way, if one is, has ended."""
+        async with self._turn:
+            pass
+
     async def _transaction(self, write: Write) -> None:
         desk = self._desk
+        with desk.lock:
+            if any(work.kind < Kind.DELETE and work.lsn <= desk.replay_until for work in write.works):
+                write.guarded = True  # its text may have been overtaken with no event: the row itself decides
         if self._target.in_place:
             with desk.lock:  # before the write: the stream may show it before the write returns
                 for work in (*write.upserts, *(letter.work for letter in write.dead)):

@@ -319,7 +319,7 @@ async def test_a_scan_walks_rows_then_orphans_and_its_cursor_passes_only_what_is
         it.target.embeddings = {b"gone": (b"x", 1), b"000": (it.target.digest(b"000") or b"", 1)}
         moved, wake = asyncio.Event(), asyncio.Event()
         it.writer._settled = moved.set
-        scan = Scan(it.desk, it.target, Progress("first backfill"), moved, wake)
+        scan = Scan(it.desk, it.target, Progress("first backfill"), moved, wake, it.writer.between)
         task = asyncio.create_task(scan.run(lambda: False))
         while not task.done():
             assert scan.progress.phase == "orphans" or scan.progress.cursor is None or len(it.embedded) > 1
@@ -336,7 +336,7 @@ async def test_a_scan_asked_for_while_one_runs_comes_after_it():
         moved, wake = asyncio.Event(), asyncio.Event()
         it.writer._settled = moved.set
         progress = Progress("first")
-        scan = Scan(it.desk, it.target, progress, moved, wake)
+        scan = Scan(it.desk, it.target, progress, moved, wake, it.writer.between)
 
         def again() -> bool:
             progress.reason, progress.phase, progress.cursor = "second", "rows", None
@@ -367,3 +367,67 @@ async def test_a_row_that_was_written_while_its_page_was_read_is_not_embedded_ag
         await it.deliver()
         assert it.model.batches == [["b"]] and it.embedded == {b"1", b"2"}
         assert it.tally.heard["skipped"] == 1 and it.desk.dirty.rows == 0
+
+
+async def scanned(it: Bench) -> None:
+    """Walk the source once; what is found is delivered."""
+    moved, wake = asyncio.Event(), asyncio.Event()
+    scan = Scan(it.desk, it.target, Progress("asked for"), moved, wake, it.writer.between)
+    await scan.run(lambda: False)
+
+
+async def test_a_text_from_before_a_change_without_event_does_not_go_over_what_a_scan_found_to_agree():
+    """A column is dropped and made again, say: the row's text is another with no event that would overtake the older."""
+    async with bench(rows={b"1": b"now"}) as it:
+        it.target.embeddings = {b"1": (it.target.digest(b"1") or b"", 90)}
+        await scanned(it)
+        it.desk.dirty.mark(b"1", Kind.UPDATE, b"as it was", it.commit)  # of position 100; the scan was at 1,000
+        await it.deliver()
+        assert it.target.embeddings[b"1"][0] == it.target.digest(b"1")
+        assert it.commit.outstanding == 0
+
+
+async def test_nor_does_one_that_is_at_the_model_while_the_scan_looks():
+    async with bench(rows={b"1": b"now"}) as it:
+        it.target.embeddings = {b"1": (it.target.digest(b"1") or b"", 90)}
+        it.model.open.clear()
+        it.desk.dirty.mark(b"1", Kind.UPDATE, b"as it was", it.commit)
+        delivering = asyncio.create_task(it.deliver())
+        while not it.model.batches:
+            await asyncio.sleep(0)
+        await scanned(it)
+        it.model.open.set()
+        await delivering
+        assert it.target.embeddings[b"1"][0] == it.target.digest(b"1")
+        assert it.commit.outstanding == 0
+
+
+async def test_a_scan_looks_at_nothing_before_a_write_that_is_under_way_has_ended():
+    async with bench(rows={b"1": b"now"}) as it:
+        it.mark(**{"1": "now"})
+        order = []
+        it.target.before_write = lambda: order.append("write")
+        read = it.target.scan
+        ended = asyncio.Event()
+        write = it.target.write
+
+        async def slow(*args):
+            written = await write(*args)
+            await ended.wait()
+            order.append("written")
+            return written
+
+        async def seen(*args):
+            order.append("page")
+            return await read(*args)
+
+        it.target.write, it.target.scan = slow, seen
+        delivering = asyncio.create_task(it.deliver())
+        while "write" not in order:
+            await asyncio.sleep(0)
+        scanning = asyncio.create_task(scanned(it))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ended.set()
+        await asyncio.gather(delivering, scanning)
+        assert order[:3] == ["write", "written", "page"]

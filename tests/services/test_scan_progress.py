@@ -4,6 +4,7 @@ import asyncio
 from threading import RLock
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 from cdc.flow.dirty import Claim
 from cdc.ports import Difference, Page
@@ -29,7 +30,7 @@ async def test_rows_of_a_page_that_is_not_done_count():
 
     moved = asyncio.Event()
     target: Any = SimpleNamespace(save_scan=save_scan)
-    scan = Scan(desk, target, Progress(total=100), moved, asyncio.Event())
+    scan = Scan(desk, target, Progress(total=100), moved, asyncio.Event(), AsyncMock())
     walk = asyncio.create_task(scan._walk(read, counts=True))
     for _ in range(10):
         await asyncio.sleep(0)
@@ -59,7 +60,7 @@ async def test_a_walk_that_another_is_to_follow_keeps_no_place():
     progress = Progress("first backfill", total=4)
     desk: Any = SimpleNamespace(lock=RLock())
     target: Any = SimpleNamespace(save_scan=save_scan)
-    scan = Scan(desk, target, progress, asyncio.Event(), asyncio.Event())
+    scan = Scan(desk, target, progress, asyncio.Event(), asyncio.Event(), AsyncMock())
     await scan._walk(read, counts=True)
     assert [(state[0], state[2]) for state in saved] == [
         ("first backfill", ("1",)), ("first backfill", ("2",)), ("a gap", None), ("a gap", None),

@@ -36,7 +36,7 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text, c.relreplident::text,
        (SELECT array_agg(mn.nspname::text ORDER BY m.oid) FROM pg_catalog.pg_class AS m
         JOIN pg_catalog.pg_namespace AS mn ON mn.oid = m.relnamespace WHERE m.oid = ANY (g.members)),
        (SELECT array_agg(m.relname::text ORDER BY m.oid) FROM pg_catalog.pg_class AS m WHERE m.oid = ANY (g.members)),
-       columns.names, columns.types, columns.base_types,
+       columns.names, columns.types, columns.base_types, columns.numbers,
        (SELECT array_agg(a.attname::text ORDER BY k.ord)
         FROM pg_catalog.pg_index AS i
         CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
@@ -56,6 +56,7 @@ JOIN pg_catalog.pg_class AS c ON c.oid = g.root
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
     SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
+           array_agg(a.attnum::int ORDER BY a.attnum) AS numbers,
            array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS types,
            array_agg((WITH RECURSIVE base (oid) AS (
                           SELECT a.atttypid
