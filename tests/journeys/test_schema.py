@@ -287,3 +287,20 @@ def test_unlogged_tables_cannot_be_published(shared: Journey) -> None:
     shared.sql("CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY, body text)")
     with pytest.raises(psycopg.Error, match="unlogged"):
         shared.sql("ALTER PUBLICATION walvec ADD TABLE unlogged")
+
+
+def test_a_column_dropped_and_made_again_while_nobody_looked(start: Start) -> None:
+    """The stream tells the old column's value, and no event tells of the new one."""
+    journey = start(
+        "CREATE PUBLICATION walvec FOR TABLE notes",
+        before="CREATE TABLE notes (id int PRIMARY KEY, body text, more text)",
+    )
+    notes = Watched("notes", text=("body", "more"))
+    journey.sql("INSERT INTO notes VALUES (1, 'one'), (2, 'two'), (3, 'three')")
+    journey.settle(notes)
+    assert journey.consumer.stop() == 0
+    journey.sql("UPDATE notes SET more = 'gone soon' WHERE id < 3")
+    journey.sql("ALTER TABLE notes DROP COLUMN more; ALTER TABLE notes ADD COLUMN more text")
+    journey.sql("UPDATE notes SET more = 'new' WHERE id = 2")
+    journey.run()
+    journey.settle(notes)
