@@ -377,7 +377,7 @@ async def scanned(it: Bench) -> None:
 
 
 async def test_a_text_from_before_a_change_without_event_does_not_go_over_what_a_scan_found_to_agree():
-    """A column is dropped and made again, say: the row's text is another with no event that would overtake the older."""
+    """A column is dropped and made again, say: the row's text is another, and no event overtakes the older one."""
     async with bench(rows={b"1": b"now"}) as it:
         it.target.embeddings = {b"1": (it.target.digest(b"1") or b"", 90)}
         await scanned(it)
