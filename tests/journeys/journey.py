@@ -188,8 +188,22 @@ class Journey:
             database_url=self.database.url, slot=self.slot, publication="walvec", schema="walvec", vector_type="vector",
             index="off",
         )  # fmt: skip
-        assert Sync(names, said.append).wait(timeout_s), f"sync: {said}\n{self.consumer.log[-4000:]}"
+        if not Sync(names, said.append).wait(timeout_s):
+            raise AssertionError(f"sync: {said}\n{self._standing()}\n{self.consumer.log[-4000:]}")
         return said
+
+    def _standing(self) -> str:
+        """Return what `sync` goes by, for whom it waits in vain."""
+        queries = {
+            "progress": """SELECT p.name, p.attached, g.state, g.reason, g.scan_reason, g.scan_phase, g.scan_cursor,
+                           g.backfilled_at, g.unprocessed FROM walvec.progress g JOIN walvec.pipelines p
+                           ON p.id = g.pipeline_id ORDER BY p.id""",
+            "queue": "SELECT pipeline_id, count(*), min(lsn) FROM walvec.dirty GROUP BY 1",
+            "requests": "SELECT * FROM walvec.requests WHERE finished_at IS NULL",
+            "slot": """SELECT slot_name, active, confirmed_flush_lsn, pg_current_wal_lsn() FROM pg_replication_slots
+                       WHERE database = current_database()""",
+        }
+        return "\n".join(f"{name}: {row}" for name, query in queries.items() for row in self.sql(query))
 
     def settle(self, *tables: Watched, timeout_s: float = 30.0) -> None:
         """Wait by ``walvec sync``; see every table exactly right, by the oracle."""
