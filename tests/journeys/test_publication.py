@@ -81,7 +81,7 @@ def test_everything_is_published_but_walvec_reads_nothing_of_its_own(start: Star
     assert not journey.sql("SELECT 1 FROM pg_tables WHERE tablename LIKE '%embeddings_embeddings'")
     assert not journey.events("pipeline_failed")
     # What it writes itself must not give it more to do. The server may vacuum meanwhile; a circle would never rest.
-    written = []
+    written: list[int] = []
     while not written or (written[-1] >= 20_000 and len(written) < 8):
         quiet = journey.value("SELECT pg_current_wal_insert_lsn()")
         time.sleep(1.5)
