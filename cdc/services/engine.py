@@ -299,8 +299,10 @@ class Engine:
         raise failure
 
     async def _look(self) -> None:
+        # First what was asked for, then the catalogue: whoever asks after a change of a table means the table as changed.
+        asked = await self._registry.requests()
         await self.fleet.sync()
-        for id in await self._registry.requests():
+        for id in asked:
             await self.fleet.reconcile(id, "asked for")
         view = await self._slots.slot()
         if view.lost or not view.exists:
