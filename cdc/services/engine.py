@@ -299,7 +299,7 @@ class Engine:
         raise failure
 
     async def _look(self) -> None:
-        # First what was asked for, then the catalogue: whoever asks after a change of a table means the table as changed.
+        # First what was asked for, then the catalogue: who asks after a change of a table means it as changed.
         asked = await self._registry.requests()
         await self.fleet.sync()
         for id in asked:
