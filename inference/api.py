@@ -18,7 +18,6 @@ import numpy as np
 from inference.api_errors import TooLong, TooManyRows, translate
 from inference.embedder import Limits, Vectors
 from inference.errors import (
-    EmbedError,
     ModelFailed,
     ModelMisconfigured,
     ModelUnavailable,
@@ -112,14 +111,7 @@ class ApiEmbedder(ABC):
         """
         self._api.open()
         await self._learn()
-        try:
-            vectors = await self._ask([CANARY], False)
-        except (TextRefused, RequestTooLarge) as error:
-            raise ModelMisconfigured(
-                f"Model {self.model} refuses every input, a short word too: {error}", reason="bad_contract"
-            ) from error
-        except ModelFailed as error:
-            raise ModelUnavailable(f"A short word fails: {error}", reason=error.reason) from error
+        vectors = await self._canary("fails")
         asked = self._asked_dimensions
         if asked is not None and vectors.shape[1] != asked:
             raise ModelMisconfigured(
@@ -193,8 +185,8 @@ class ApiEmbedder(ABC):
                 self._narrow(size)
             parts = [texts[i : i + size] for i in range(0, len(texts), size)]
             return np.concatenate([await self._fit(part, query) for part in parts])
-        except (TextRefused, ModelFailed) as error:
-            await self._look_again(error)
+        except (TextRefused, ModelFailed):
+            await self._canary("fails too")
             raise
 
     async def _shorten(self, text: str, query: bool, error: RequestTooLarge) -> Vectors:
@@ -213,24 +205,24 @@ class ApiEmbedder(ABC):
             except RequestTooLarge as again:
                 error = again
         refused = TextRefused(str(error), reason=error.reason)
-        await self._look_again(refused)
+        await self._canary("fails too")
         raise refused from error
 
-    async def _look_again(self, error: EmbedError) -> None:
-        """Find out whether a failure is the texts' fault, with a text that has none.
+    async def _canary(self, fails: str) -> Vectors:
+        """Embed a short word, with which nothing is wrong: what fails then is not the texts' fault.
 
         Raises:
-            ModelMisconfigured: the model refuses a short word too.
-            ModelUnavailable: the server fails on a short word too.
+            ModelMisconfigured: the model refuses it.
+            ModelUnavailable: the server fails on it.
         """
         try:
-            await self._ask([CANARY], False)
-        except (TextRefused, RequestTooLarge) as refusal:
+            return await self._ask([CANARY], False)
+        except (TextRefused, RequestTooLarge) as error:
             raise ModelMisconfigured(
-                f"Model {self.model} refuses every input, a short word too: {refusal}", reason="bad_contract"
+                f"Model {self.model} refuses every input, a short word too: {error}", reason="bad_contract"
             ) from error
-        except ModelFailed as failure:
-            raise ModelUnavailable(f"A short word fails too: {failure}", reason=failure.reason) from error
+        except ModelFailed as error:
+            raise ModelUnavailable(f"A short word {fails}: {error}", reason=error.reason) from error
 
     def _encode(self, texts: Sequence[str], query: bool) -> bytes:
         return json.dumps(self.request(texts, query), ensure_ascii=False, separators=(",", ":")).encode()

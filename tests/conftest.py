@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -80,3 +83,15 @@ def db(database: Database) -> Iterator[psycopg.Connection[Any]]:
     """A connection to ``database`` in autocommit mode."""
     with database.connect() as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A key and a certificate for this machine, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.fail("the openssl command is missing: run `apt-get install openssl`")
+    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"
+    subprocess.run([*command.split(), "-addext", names], check=True, capture_output=True)
+    return key, certificate

@@ -11,11 +11,9 @@ server, and removes what was temporary, when this process ends in whatever way, 
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -29,6 +27,7 @@ from psycopg.conninfo import make_conninfo
 
 from cdc.testing.binaries import Account, ClusterError, find_binaries, server_account
 from cdc.testing.database import Database
+from cdc.testing.ports import TRIES, free_ports
 
 USER: Final = "postgres"
 PORTS: Final = range(20_000, 32_000)  # below the ephemeral range, so that a stopped server's port stays free
@@ -262,13 +261,6 @@ class Cluster:
 
 
 def _free_port() -> int:
-    """A TCP port that nobody listens on, chosen at random so that processes started together rarely collide."""
-    for port in random.sample(PORTS, 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ClusterError(f"No free TCP port among 200 tried between {PORTS.start} and {PORTS.stop}.")
+    for port in free_ports(1, PORTS):
+        return port
+    raise ClusterError(f"No free TCP port among {TRIES} tried between {PORTS.start} and {PORTS.stop}.")

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import secrets
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +26,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from cdc.errors import WalvecError
+from cdc.testing.ports import TRIES, free_ports
 
 ENVIRONMENT: Final = Path(__file__).parents[2] / ".venv-triton"
 """Where ``make setup-triton`` puts the server."""
@@ -54,7 +53,7 @@ class TritonServer:
 
     def __init__(self, repository: Path, *, environment: Path = ENVIRONMENT, options: Sequence[str] = ()) -> None:
         self.repository = repository
-        self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
+        self.grpc_port, self.http_port, self.metrics_port = _free_ports(3)
         self._environment = environment
         self._options = list(options)
         self._memory_prefix = f"walvec_{os.getpid()}_{secrets.token_hex(3)}_"
@@ -294,21 +293,8 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def free_ports(count: int) -> list[int]:
-    """Return TCP ports of 127.0.0.1 that nobody listens on, chosen at random.
-
-    Raises:
-        TritonError: too few are free.
-    """
-    found: list[int] = []
-    for port in random.sample(PORTS, 300):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise TritonError(f"No {count} free TCP ports among 300 tried between {PORTS.start} and {PORTS.stop}.")
+def _free_ports(count: int) -> list[int]:
+    found = free_ports(count, PORTS)
+    if len(found) < count:
+        raise TritonError(f"No {count} free TCP ports among {TRIES} tried between {PORTS.start} and {PORTS.stop}.")
+    return found

@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import shutil
 import ssl
-import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -408,18 +405,6 @@ async def test_tls_where_there_is_none_is_named(server):
     with pytest.raises(e.ModelMisconfigured, match=r"does not speak TLS on that port: try (grpc|http)://"):
         await embedder.start()
     await embedder.close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[Path, Path]:
-    """A key and a certificate for this machine, signed by itself."""
-    if shutil.which("openssl") is None:
-        pytest.fail("the openssl command is missing: run `apt-get install openssl`")
-    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"
-    subprocess.run([*command.split(), "-addext", names], check=True, capture_output=True)
-    return key, certificate
 
 
 def tls_server_of(wire, certificate, *, clients: bool = False):

@@ -1,7 +1,5 @@
 """The client's wires and credentials against a real Triton: HTTP, TLS in both directions, restricted protocols."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,17 +75,6 @@ async def test_a_network_of_token_ids_is_fed_from_here(ensemble, wire):
         assert [tensor.role for tensor in embedder._contract.inputs] == ["ids", "mask"]
         assert np.abs(await embedder.embed(TEXTS) - await in_process()).max() <= 1e-6
         await embedder.close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    if shutil.which("openssl") is None:
-        pytest.fail("no openssl command")
-    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=localhost"
-    subprocess.run([*command.split(), "-addext", names], check=True, capture_output=True)
-    return key, certificate
 
 
 @pytest.fixture(scope="module")

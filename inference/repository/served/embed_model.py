@@ -6,8 +6,6 @@ that cannot be answered is answered with its own error, and the others with thei
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .network import Network
-from .texts import Texts, read_texts, refuse_broken_numpy
+from .texts import Texts, read_parameters, read_texts
 
 
 class TritonPythonModel:
@@ -23,10 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load both files from the version's folder."""
-        config = json.loads(args["model_config"])
-        set_to = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        release = os.environ.get("NVIDIA_TRITON_SERVER_VERSION", "")
-        refuse_broken_numpy(np.__version__, release, set_to.get("numpy2") == "true")
+        set_to = read_parameters(args)
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._texts = Texts(folder / "tokenizer.json", int(set_to["max_tokens"]))

@@ -7,6 +7,8 @@ than a page.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,19 @@ def pack(lengths: Sequence[int], tokens: int, alike: float) -> list[list[int]]:
         batches[-1].append(index)
         room -= 1
     return batches
+
+
+def read_parameters(args: dict[str, str]) -> dict[str, str]:
+    """Return the parameters of the model's configuration, from what the backend hands to ``initialize``.
+
+    Raises:
+        RuntimeError: this NumPy and this Triton do not go together; see :func:`refuse_broken_numpy`.
+    """
+    config = json.loads(args["model_config"])
+    set_to = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+    release = os.environ.get("NVIDIA_TRITON_SERVER_VERSION", "")
+    refuse_broken_numpy(np.__version__, release, set_to.get("numpy2") == "true")
+    return set_to
 
 
 def refuse_broken_numpy(version: str, release: str, allowed: bool) -> None:

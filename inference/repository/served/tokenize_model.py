@@ -6,15 +6,12 @@ lengths are equal, and a few lengths are met more often than many.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .texts import Texts, pad, read_texts, refuse_broken_numpy
+from .texts import Texts, pad, read_parameters, read_texts
 
 
 class TritonPythonModel:
@@ -22,10 +19,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer from the version's folder."""
-        config = json.loads(args["model_config"])
-        set_to = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        release = os.environ.get("NVIDIA_TRITON_SERVER_VERSION", "")
-        refuse_broken_numpy(np.__version__, release, set_to.get("numpy2") == "true")
+        set_to = read_parameters(args)
         folder = Path(args["model_repository"]) / args["model_version"]
         self._multiple = int(set_to["pad_to_multiple"])
         self._texts = Texts(folder / "tokenizer.json", int(set_to["max_tokens"]))
