@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from cdc.testing.consumer import Consumer
-from cdc.testing.triton import free_ports
 from tests.jobs.conftest import eventually
 
 INSERT = """
@@ -19,16 +18,15 @@ VALUES ('notes', 'body', 'v', %s, %s)
 
 @pytest.fixture
 def running(database18) -> Any:
-    (port,) = free_ports(1)
     with database18.connect() as db:
         for table in ("articles", "notes"):
             db.execute(f"CREATE TABLE {table} (id serial PRIMARY KEY, body text)")
             db.execute(f"INSERT INTO {table} (body) SELECT 'text ' || i FROM generate_series(1, 20) i")
         db.execute("CREATE PUBLICATION walvec FOR TABLE articles")
-        settings = {"WALVEC_RUNTIME": "hash", "WALVEC_MODEL": "hash-16", "WALVEC_HTTP": f"127.0.0.1:{port}"}
+        settings = {"WALVEC_RUNTIME": "hash", "WALVEC_MODEL": "hash-16", "WALVEC_HTTP": "127.0.0.1:0"}
         with Consumer(database18.url, **settings) as consumer:
             consumer.sync()
-            yield db, consumer, f"http://127.0.0.1:{port}"
+            yield db, consumer, f"http://{consumer.wait_for('http_listening')['address']}"
             code = consumer.process.poll() if consumer.process.poll() is not None else consumer.stop()
             assert code == 0, consumer.log[-3000:]
 
