@@ -96,6 +96,14 @@ class PipelineReport:
     lag_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A manual run that was asked for: its row in the control schema, and its pipeline's."""
+
+    id: int
+    pipeline: int
+
+
 class SlotKeeper(Protocol):
     """The replication slot, and who holds it."""
 
@@ -173,12 +181,16 @@ class Registry(Protocol):
         """Make it durable that one pipeline, or all, must be scanned from the start."""
         ...
 
-    async def requests(self) -> list[int]:
-        """Take up the manual runs that were asked for; return their pipelines' ids."""
+    async def requests(self) -> list[Request]:
+        """Return the manual runs that were asked for and that nobody has taken up."""
+        ...
+
+    async def start_requests(self, requests: Sequence[int]) -> None:
+        """Note that these manual runs are taken up: the scan that answers them is due, and has not begun."""
         ...
 
     async def finish_requests(self, id: int) -> None:
-        """Note that the manual runs of a pipeline are done."""
+        """Note that those manual runs of a pipeline that were taken up are done."""
         ...
 
     async def publish(self, reports: Sequence[PipelineReport]) -> None:

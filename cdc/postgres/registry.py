@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cdc.errors import ConfigError, ModelUnknown, PipelineFault, PublicationMissing, WalvecError
-from cdc.ports import Followed, ModelChoice, PipelineReport, Route, ScanPoint, Wanted
+from cdc.ports import Followed, ModelChoice, PipelineReport, Request, Route, ScanPoint, Wanted
 from cdc.postgres import catalog, setup
 from cdc.postgres.catalog import Publication, PublishedTable
 from cdc.postgres.columns import ColumnKind
@@ -214,15 +214,17 @@ class PostgresRegistry:
         if row is not None:
             await self._control.run("moved", {"pipeline": row.id, "storage": storage})
 
-    async def requests(self) -> list[int]:
-        """Take up the manual runs that were asked for; return their pipelines' ids."""
+    async def requests(self) -> list[Request]:
+        """Return the manual runs that were asked for and that nobody has taken up."""
         rows = await self._control.rows("requests", {"slot": self._control.settings.slot})
-        if rows:
-            await self._control.run("start_requests", {"ids": [row[0] for row in rows]})
-        return sorted({row[1] for row in rows})
+        return [Request(id, pipeline) for id, pipeline in rows]
+
+    async def start_requests(self, requests: Sequence[int]) -> None:
+        """Note that these manual runs are taken up: the scan that answers them is due, and has not begun."""
+        await self._control.run("start_requests", {"ids": list(requests)})
 
     async def finish_requests(self, id: int) -> None:
-        """Note that the manual runs of a pipeline are done."""
+        """Note that those manual runs of a pipeline that were taken up are done."""
         await self._control.run("finish_requests", {"pipeline": id})
 
     async def publish(self, reports: Sequence[PipelineReport]) -> None:

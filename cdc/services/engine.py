@@ -306,8 +306,7 @@ class Engine:
         # First what was asked for, then the catalogue: who asks after a change of a table means it as changed.
         asked = await self._registry.requests()
         await self.fleet.sync()
-        for id in asked:
-            await self.fleet.reconcile(id, "asked for")
+        await self.fleet.answer(asked)
         view = await self._slots.slot()
         if view.lost or not view.exists:
             raise SlotLost("The slot was dropped or invalidated while in use.")

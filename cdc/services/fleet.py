@@ -17,7 +17,7 @@ from cdc.errors import Fenced, ModelUnknown, PipelineFault, Unavailable, WalvecE
 from cdc.flow.counts import SourceCount
 from cdc.flow.dirty import DirtyKeys
 from cdc.flow.disposition import backoff_s
-from cdc.ports import Failures, ModelChoice, Observer, Registry, Wanted
+from cdc.ports import Failures, ModelChoice, Observer, Registry, Request, Wanted
 from cdc.services.desk import Desk
 from cdc.services.intake import Intake
 from cdc.services.lanes import Lane
@@ -336,8 +336,13 @@ class Fleet:
 
     # -- scans, counts, reports -------------------------------------------------------------------------------------
 
-    async def reconcile(self, id: int | None, reason: str) -> None:
-        """Have one pipeline, or all, scanned from the start."""
+    async def answer(self, requests: Sequence[Request]) -> None:
+        """Have the pipelines scanned from the start for which manual runs were asked for."""
+        for id in sorted({request.pipeline for request in requests}):
+            await self.reconcile(id, "asked for", [request.id for request in requests if request.pipeline == id])
+
+    async def reconcile(self, id: int | None, reason: str, requests: Sequence[int] = ()) -> None:
+        """Have one pipeline, or all, scanned from the start, in answer to ``requests`` if there are any."""
         told: list[Pipeline] = []
         for member in self.members.values():
             if member.pipeline is not None and member.followed is not None and id in (None, member.followed.id):
@@ -348,6 +353,10 @@ class Fleet:
         try:
             # After telling the pipeline: a scan that ends now must not strike the new reason out.
             await self._registry.need_reconcile(reason, id)
+            if requests:
+                # Before the scan begins, which finishes what was taken up; not before it was asked for, or the end of
+                # an earlier scan would finish it.
+                await self._registry.start_requests(requests)
         finally:
             for pipeline in told:
                 pipeline.noted()

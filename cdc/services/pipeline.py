@@ -232,10 +232,10 @@ class Pipeline:
                     await self._barrier()
                     await self.scan.run(self._restart)
                     self.writer.embeddings = self.scan.embeddings
-                    if self.progress.reason is None:
-                        await self._backfilled()
-                    else:
+                    if self.progress.reason is not None:
                         self._scanning.set()
+                    elif self.scan.asked is None:  # else it was asked for while this scan's end was being noted
+                        await self._backfilled()
                     break
                 except Unavailable:
                     await asyncio.sleep(backoff_s(attempt))
