@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from inference import minilm
+from inference import minilm, onnx_models
 from inference.errors import EmbedError
 from inference.front import Front
 from inference.prefixes import Prefixes, known
@@ -85,16 +86,23 @@ _HOSTED = "the provider's terms"
 _SERVE = "its publisher; serve it with TEI, vLLM, Ollama …"
 
 
-def entries() -> list[Entry]:
-    """Return the list."""
+def entries(folder: Path | None = None) -> list[Entry]:
+    """Return the list, with the models of a folder (``WALVEC_MODELS_DIR``) if one is given."""
     package = f"package {minilm.WEIGHTS_PACKAGE} {minilm.WEIGHTS_VERSION}, checked by SHA-256"
     return [
         Entry("ort", minilm.NAME, minilm.DIMENSION, minilm.MAX_TOKENS, "Apache-2.0", package),
+        *_in(folder),
         *_SERVED,
         *_OPENAI,
         *_COHERE,
         Entry("hash", "hash-D", weights="none: a digest of the text, for tests; D from 1 to 16000"),
     ]
+
+
+def _in(folder: Path | None) -> list[Entry]:
+    """Return the models of a folder; how wide they are, only running them tells."""
+    _, *names = onnx_models.available(folder, 1000)
+    return [Entry("ort", name, weights=f"{folder}/{name}") for name in names]
 
 
 _SERVED = (

@@ -102,7 +102,8 @@ def list_models(settings: Settings, json: Json = False) -> None:
         chosen, state = asyncio.run(catalogue.describe(make_runtime(settings)))
     except ConfigError as exc:
         chosen, state = catalogue.named(settings.runtime, settings.model), str(exc)
-    entries = [chosen, *(entry for entry in catalogue.entries() if not entry.is_like(chosen))]
+    known = catalogue.entries(Path(settings.models_dir) if settings.models_dir else None)
+    entries = [chosen, *(entry for entry in known if not entry.is_like(chosen))]
     if json:
         first = {"configured": True, "state": state}
         as_json([{**entry.to_json(), **(first if entry is chosen else {"configured": False})} for entry in entries])

@@ -60,3 +60,14 @@ def test_measuring_as_json():
 def test_refusals_are_one_sentence(words, settings, says):
     done = walvec("model", "measure", *words, **{"WALVEC_RUNTIME": "hash", **settings})
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_models_of_the_users_folder_are_listed(tmp_path):
+    for name in ("mine", "some-publisher/theirs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.onnx").write_bytes(b"")
+    done = walvec(
+        "model", "list", "--json", WALVEC_RUNTIME="hash", WALVEC_MODEL="hash-16", WALVEC_MODELS_DIR=str(tmp_path)
+    )
+    listed = {row["model"]: row["weights"] for row in json.loads(done.stdout) if row["runtime"] == "ort"}
+    assert listed["mine"] == f"{tmp_path}/mine" and "some-publisher/theirs" in listed and "all-minilm-l6-v2" in listed
