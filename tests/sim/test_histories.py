@@ -174,7 +174,9 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def reconcile(self) -> None:
-        self.run("INSERT INTO walvec.requests (pipeline_id) SELECT id FROM walvec.pipelines")
+        self.conn.execute(
+            "INSERT INTO walvec.requests (pipeline_id, kind) SELECT id, 'reconcile' FROM walvec.pipelines"
+        )
 
     @rule()
     def pause_or_resume(self) -> None:
