@@ -183,8 +183,11 @@ class DirtyKeys:
         return True
 
     def load(self, key: Key, claim: Claim) -> bool:
-        """Take ``key`` up from the durable queue, unless it is known already; tell whether it was taken."""
-        if self._is_known(key):
+        """Take ``key`` up from the durable queue, unless it is pending already; tell whether it was taken.
+
+        One whose work is in flight is taken up after it: that work's write may be too old to see the key in the queue.
+        """
+        if self._pending(key) is not None:
             return False
         if key in self._found:
             self._release(self._found.pop(key))
@@ -280,7 +283,7 @@ class DirtyKeys:
         self._land(work.key)
 
     def requeue(self, work: Work, kind: Kind | None = None) -> None:
-        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key makes it void.
+        """Put ``work`` back to be taken again, as ``kind`` if given; a newer change of its key or table makes it void.
 
         A work that has landed already is left alone: who is cancelled at the very moment of a write cannot tell.
         """
@@ -289,7 +292,8 @@ class DirtyKeys:
         work.landed = True
         key = work.key
         self._land(key)
-        if self._pending(key) is not None:
+        # Nothing is taken while a truncation is due: what is in flight is of the table as it was before.
+        if self._truncation is not None or self._pending(key) is not None:
             work.receipt.outstanding -= 1
             return
         again = work.kind if kind is None else kind
@@ -312,11 +316,12 @@ class DirtyKeys:
     def spill(self, rows: int) -> list[Work]:
         """Take up to ``rows`` stream keys out to be queued durably; the caller settles or requeues them.
 
-        They count as in flight meanwhile, so that none is embedded while it is being moved.
+        They count as in flight meanwhile, so that none is embedded while it is being moved. None is taken while a
+        truncation is due, which empties the queue of all that its transaction wrote, before it and after it.
         """
         works: list[Work] = []
         queued: dict[Key, Value] = {}  # in the durable queue already
-        while len(works) < rows:
+        while len(works) < rows and self._truncation is None:
             key, value = self._next()
             if value is None:
                 break
@@ -410,9 +415,6 @@ class DirtyKeys:
 
     def _pending(self, key: Key) -> Value | None:
         return self._draining.get(key) or self._held.get(key) or self._filling.get(key)
-
-    def _is_known(self, key: Key) -> bool:
-        return self._pending(key) is not None or key in self._inflight
 
     def _replace(self, key: Key, value: Value) -> None:
         if self._draining.get(key) is not None:

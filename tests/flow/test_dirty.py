@@ -162,10 +162,40 @@ def test_live_changes_are_taken_while_a_scan_waits_and_keys_in_flight_are_skippe
     assert [work.key for work in dirty.take_found(9, 100)] == [b"1"]
 
 
-def test_a_key_of_the_durable_queue_that_is_known_already_is_left_alone(dirty):
+def test_a_key_of_the_durable_queue_that_is_pending_already_is_left_alone(dirty):
     dirty.mark(b"1", Kind.UPDATE, b"a", commit(1))
     assert not dirty.load(b"1", Claim(1))
-    (work,) = dirty.take(1, 100)
-    assert not dirty.load(b"1", Claim(1))
-    dirty.settle(work)
+    dirty.settle(*dirty.take(1, 100))
     assert dirty.load(b"1", Claim(1))
+
+
+def test_a_key_of_the_durable_queue_whose_work_is_in_flight_is_looked_at_once_more(dirty):
+    """It was leased, so the queue gives it out no more; and that work's write may have begun before."""
+    claim = Claim(1)
+    dirty.mark(b"1", Kind.UPDATE, b"a", commit(1))
+    (work,) = dirty.take(1, 100)
+    assert dirty.load(b"1", claim) and not dirty.load(b"1", Claim(1))
+    assert not dirty.take(1, 100)
+    dirty.settle(work)
+    (again,) = dirty.take(1, 100)
+    assert (again.key, again.kind, claim.outstanding) == (b"1", Kind.REREAD, 1)
+
+
+def test_a_work_that_comes_back_after_its_table_was_emptied_is_void(dirty):
+    one, two = commit(1), commit(2)
+    dirty.mark(b"1", Kind.INSERT, b"a", one)
+    (work,) = dirty.take(1, 100)
+    dirty.truncate(two)
+    dirty.requeue(work)  # the model is away
+    dirty.truncated(two)
+    assert dirty.take(1, 100) == [] and (one.outstanding, two.outstanding, dirty.rows) == (0, 0, 0)
+
+
+def test_nothing_goes_to_the_durable_queue_while_a_truncation_is_due(dirty):
+    """Its statement takes away what is queued with its own commit's position, and what came after it has the same."""
+    one = commit(1)
+    dirty.truncate(one)
+    dirty.mark(b"1", Kind.INSERT, b"a", one)
+    assert dirty.spill(10) == []
+    dirty.truncated(one)
+    assert [work.key for work in dirty.spill(10)] == [b"1"]

@@ -62,6 +62,8 @@ class DirtyMachine(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.receipts: list[Commit | Claim] = []
         self.working: list[tuple[Work, bytes | None]] = []
+        self.leased: set[Key] = set()  # given out of the queue, and not again before the next connection
+        self.unseen: set[Key] = set()  # leased while a write was under way, which then does not find them in the queue
         self.replay_until = self.written
         self.fed = next((i for i, t in enumerate(self.history) if t.end > self.durably_acknowledged), len(self.history))
         self.last_acknowledged = 0
@@ -163,6 +165,8 @@ class DirtyMachine(RuleBasedStateMachine):
     def finish(self, index: int) -> None:
         """A work's write-back is done, or refused."""
         work, text = self.working.pop(index % len(self.working))
+        unseen = work.key in self.unseen
+        self.unseen.discard(work.key)
         guarded = work.kind >= Kind.REREAD
         stands = self.target.get(work.key)
         newer = stands is not None and stands[1] > work.lsn
@@ -173,8 +177,9 @@ class DirtyMachine(RuleBasedStateMachine):
             self.target.pop(work.key, None)
         elif not newer:
             self.target[work.key] = (text, work.lsn)
-        if self.queue.get(work.key, 1 << 60) <= work.lsn:
+        if self.queue.get(work.key, 1 << 60) <= work.lsn and not unseen:
             del self.queue[work.key]
+            self.leased.discard(work.key)
         self.written = max(self.written, work.lsn)
         self.dirty.settle(work)
         self.dirty.requeue(work)  # cancelled at the very moment of its write
@@ -184,6 +189,7 @@ class DirtyMachine(RuleBasedStateMachine):
     def give_back(self, index: int, again: bool) -> None:
         """The model is away: the work goes back as it is; who was cancelled meanwhile may say so twice."""
         work, _ = self.working.pop(index % len(self.working))
+        self.unseen.discard(work.key)
         self.dirty.requeue(work)
         if again:
             self.dirty.requeue(work)
@@ -196,6 +202,7 @@ class DirtyMachine(RuleBasedStateMachine):
         assert commit is not None
         self.target = {key: value for key, value in self.target.items() if value[1] > commit.lsn}
         self.queue = {key: lsn for key, lsn in self.queue.items() if lsn > commit.lsn}
+        self.leased &= set(self.queue)
         self.written = max(self.written, commit.lsn)
         self.dirty.truncated(commit)
 
@@ -207,12 +214,19 @@ class DirtyMachine(RuleBasedStateMachine):
                 self.dirty.requeue(work)
             else:
                 self.queue[work.key] = max(self.queue.get(work.key, 0), work.lsn)
+                self.leased.discard(work.key)
                 self.written = max(self.written, work.lsn)
                 self.dirty.settle(work)
 
     @rule()
     def load(self) -> None:
+        busy = {work.key for work, _ in self.working}
         for key, lsn in list(self.queue.items()):
+            if key in self.leased:
+                continue
+            self.leased.add(key)
+            if key in busy:
+                self.unseen.add(key)
             claim = Claim(lsn)
             self.receipts.append(claim)
             self.dirty.load(key, claim)
@@ -256,8 +270,9 @@ class DirtyMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When everything has come to rest, the destination is the source, and nothing is owed."""
-        for _ in range(2):
-            self.connect()
+        for connections in range(3):
+            if connections:
+                self.connect()
             for _ in range(200):
                 while self.fed < len(self.history):
                     self.feed()
@@ -281,4 +296,4 @@ class DirtyMachine(RuleBasedStateMachine):
 
 
 TestDirtyKeys = DirtyMachine.TestCase
-TestDirtyKeys.settings = settings(max_examples=250, stateful_step_count=40)
+TestDirtyKeys.settings = settings(max_examples=500, stateful_step_count=40)
