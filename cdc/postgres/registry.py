@@ -102,6 +102,7 @@ class PostgresRegistry:
             await self._register(name, table.table)
         row = await self._stored(name)  # as it is now: what it says of scans and counts may have changed meanwhile
         await self._control.run("set_epoch", {"pipeline": row.id, "epoch": self._control.epoch})
+        await self._control.run("release_leases", {"pipeline": row.id})
         width = dimension if dimension is not None else _known_dimension(row, choice)
         if width is None:
             raise ModelUnknown(f"Pipeline {name} waits for the model, which has not answered yet.")

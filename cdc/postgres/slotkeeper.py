@@ -97,7 +97,6 @@ class PostgresSlotKeeper:
         row = await self._control.one("take_over", taken)
         self._control.epoch = int(row[0]) if row else 0
         await self._control.run("adopt", {**slot, "epoch": self._control.epoch})
-        await self._control.run("release_leases", slot)
         await self._control.run("restart_requests", slot)
         await self.reserve(view.confirmed)
         return reasons

@@ -117,6 +117,17 @@ def test_the_key_is_retyped_or_replaced(shared: Journey, witness: Watched) -> No
     shared.sql("DROP TABLE rekeyed, rekeyed_embeddings")
 
 
+def test_what_a_pipeline_had_leased_of_the_queue_is_free_when_it_is_made_anew(shared: Journey) -> None:
+    shared.sql("CREATE TABLE leased (id int PRIMARY KEY, a text, b text); INSERT INTO leased VALUES (1, 'a', 'b')")
+    shared.sql("ALTER PUBLICATION walvec ADD TABLE leased")
+    shared.settle(Watched("leased", text=("a", "b")))
+    shared.sql("""INSERT INTO walvec.dirty (pipeline_id, key, lsn, leased_until)
+        SELECT id, '["1"]', pg_current_wal_lsn(), now() + interval '10 min' FROM walvec.pipelines
+        WHERE name = 'public.leased'""")
+    shared.sql("ALTER TABLE leased ADD c text")  # no text changes: nothing is written but the queue
+    shared.settle(Watched("leased", text=("a", "b", "c")), timeout_s=10)
+
+
 def test_changes_without_events(shared: Journey) -> None:
     table = Watched("rewrite", text=("a", "b"))
     shared.sql("CREATE TABLE rewrite (id int PRIMARY KEY, a text, b text)")

@@ -48,10 +48,9 @@ RETURNING epoch
 UPDATE {schema}.slots SET ack_limit = %(limit)s WHERE slot = %(slot)s
 
 -- name: release_leases
--- What the previous holder had leased of the durable queue is free again.
+-- What a pipeline had leased of the durable queue when it last ended, here or elsewhere, is free again.
 UPDATE {schema}.dirty AS d SET leased_until = NULL, lsn = LEAST(d.lsn, pg_catalog.pg_current_wal_insert_lsn())
-FROM {schema}.pipelines AS p
-WHERE p.id = d.pipeline_id AND p.slot = %(slot)s
+WHERE d.pipeline_id = %(pipeline)s
   AND (d.leased_until IS NOT NULL OR d.lsn > pg_catalog.pg_current_wal_insert_lsn())
 
 -- name: moved
