@@ -327,10 +327,10 @@ class Engine:
         """Keep the durable note of how far acknowledgements may go ahead of them; at the end, make it exact."""
         with self.intake.lock:
             acknowledged = self.intake.ledger.acknowledged
+            if exact:  # first here, then there: the stream goes on acknowledging meanwhile
+                self.intake.ack_limit = min(acknowledged, self.intake.ack_limit)
         if exact:
-            limit = min(acknowledged, self.intake.ack_limit)
-            await self._slots.reserve(limit)
-            self.intake.ack_limit = limit
+            await self._slots.reserve(self.intake.ack_limit)
         elif self.intake.ack_limit - acknowledged < RESERVED_BYTES // 2:
             view = await self._slots.slot()
             limit = max(acknowledged, view.confirmed) + RESERVED_BYTES
@@ -344,7 +344,7 @@ class Engine:
         stream.pause()
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline:
-            if all(pipeline.is_idle or not pipeline.gate.is_up for pipeline in self.fleet.pipelines):
+            if all(pipeline.is_drained for pipeline in self.fleet.pipelines):
                 break
             await asyncio.sleep(0.02)
         await self.fleet.save_counts()

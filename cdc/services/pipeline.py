@@ -119,9 +119,12 @@ class Pipeline:
         return max(self.desk.dirty.rows + self.queued, ahead)
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing of the stream is pending or in flight."""
-        return not self.desk.dirty.rows and not self._windows and self.desk.dirty.truncation is None
+    def is_drained(self) -> bool:
+        """Whether a polite stop has nothing to wait for: what is pending cannot be embedded now, or nothing is."""
+        if not self.gate.is_up:
+            return True
+        pending = self.desk.dirty.rows and not self.paused
+        return not pending and not self._windows and self.desk.dirty.truncation is None
 
     # -- running ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from cdc.services.engine import DRAIN_S
 from cdc.testing.cluster import Cluster
+from tests.journeys.conftest import Start
 from tests.journeys.journey import Journey, Watched, eventually
 
 NOTES = Watched("notes")
@@ -131,3 +133,37 @@ def test_status_and_kbstat_agree(shared: Journey) -> None:
     keys = ("knowledge_base", "auto_processing", "unprocessed_rows", "source_records", "embeddings")
     assert sorted(tuple(one[key] for key in keys) for one in said) == rows
     eventually(lambda: {one["status"] for one in said} == {"ready"}, 1, lambda: str(said))
+
+
+def test_a_paused_pipeline_holds_up_no_stop_and_forgets_nothing(start: Start) -> None:
+    journey = start(
+        "CREATE PUBLICATION walvec FOR TABLE notes",
+        before="CREATE TABLE notes (id int PRIMARY KEY, body text); INSERT INTO notes VALUES (1, 'one')",
+    )
+    journey.settle(NOTES)
+    assert journey.consumer.command("pause", "public.notes").returncode == 0
+    eventually(lambda: journey.consumer.events[-1]["event"] == "pipeline_paused")
+    stopped = threading.Event()
+
+    def write() -> None:  # what has just come is not in the durable queue yet
+        with journey.database.connect() as other:
+            for id in range(2, 20_000):
+                other.execute("INSERT INTO notes VALUES (%s, 'more')", [id])
+                if stopped.wait(0.002):
+                    return
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        eventually(lambda: journey.sql(STATS)[0][0] > 20)
+        began = time.monotonic()
+        assert journey.consumer.stop() == 0
+        assert time.monotonic() - began < DRAIN_S / 2
+    finally:
+        stopped.set()
+        writing.join()
+    journey.run()
+    assert [event["reason"] for event in journey.events("reconcile_started")] == ["first backfill"]
+    assert journey.value("SELECT count(*) FROM notes_embeddings") == 1
+    assert journey.consumer.command("resume", "public.notes").returncode == 0
+    journey.settle(NOTES)
