@@ -22,7 +22,7 @@ from cdc.jobs import IndexSpec, Job
 from cdc.ports.indexes import Chunk, Indexed, Indexes, IndexSource, Observed, Origin
 from cdc.services.index_files import IndexFolder, IndexRefused, Manifest
 from cdc.services.index_follower import Checkpoint, IndexFollower
-from cdc.services.index_journal import Journal, JournalDamaged
+from cdc.services.index_journal import Journal, JournalDamaged, Place
 from cdc.services.keyed_index import KeyedIndex, Make
 
 log = structlog.get_logger()
@@ -52,10 +52,10 @@ class Served:
     is_closed: bool = False
     follower: IndexFollower = field(init=False)
 
-    def follow(self, lsn: int, idle_s: float) -> None:
-        """Begin to take changes in, those after ``lsn``."""
+    def follow(self, place: Place, idle_s: float) -> None:
+        """Begin to take changes in, those after ``place``."""
         self.follower = IndexFollower(
-            self.indexed, self.spec.column, self.form, self.index, self.journal, lsn, self.save, idle_s
+            self.indexed, self.spec.column, self.form, self.index, self.journal, place, self.save, idle_s
         )
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -78,7 +78,9 @@ class Served:
                 index.save(graph)
             manifest = replace(
                 self.manifest,
-                lsn=checkpoint.lsn,
+                lsn=checkpoint.place.lsn,
+                commit=checkpoint.place.commit,
+                changes=checkpoint.place.changes,
                 segment=checkpoint.segment,
                 storage=self.storage,
                 rows=self.index.count,
@@ -133,20 +135,20 @@ def reopen(
         keys = restore(codec, folder.keys(manifest))
         index.adopt(indexes.load(spec, manifest.dimension, folder.graph(manifest), keys.live), keys)
     journal = Journal(folder.path, folder.owner(manifest.identity), codec)
-    lsn, cleared = manifest.lsn, 0
+    place, cleared = Place(manifest.lsn, manifest.commit, manifest.changes), 0
     try:
-        for position, changes in journal.replay(manifest.segment):
+        for reached, changes in journal.replay(manifest.segment):
             index.apply(changes)
             cleared += sum(change.what == "clear" for change in changes)
-            lsn = max(lsn, position)
+            place = reached
     except JournalDamaged as exc:
         raise IndexRefused(exc.message) from None
-    if slot.confirmed > lsn:
+    if slot.confirmed > place.lsn:
         raise IndexRefused("The replication slot stands beyond what is saved, so changes are missing.")
     journal.open(journal.segment + 1)
     form = VectorFormat(indexed.base_type, spec.metric)
     served = Served(job, spec, indexed, form, index, folder, journal, manifest, manifest.storage)
-    served.follow(lsn, idle_s)
+    served.follow(place, idle_s)
     served.follower.truncates = cleared
     log.info("external_index_opened", job=str(job.id), rows=index.count)
     return served
@@ -227,7 +229,7 @@ def _build(
     if index.skipped:
         log.warning("external_index_skipped", job=str(job.id), rows=index.skipped)
     log.info("external_index_built", job=str(job.id), rows=index.count)
-    served.follow(origin.lsn, idle_s)
+    served.follow(Place(origin.lsn), idle_s)
     return served
 
 
@@ -250,7 +252,7 @@ def _save_first(
     journal.open(1)
     form = VectorFormat(indexed.base_type, spec.metric)
     served = Served(job, spec, indexed, form, index, folder, journal, manifest, indexed.storage)
-    served.write(Checkpoint(1, origin.lsn))
+    served.write(Checkpoint(1, Place(origin.lsn)))
     return served
 
 

@@ -9,7 +9,7 @@ from cdc.errors import DecodeError, PipelineFault
 from cdc.flow.vectorformat import VectorFormat
 from cdc.ports.indexes import Indexed
 from cdc.rows import UNCHANGED, Cell
-from cdc.services.index_journal import Change
+from cdc.services.index_journal import Change, Place
 from cdc.services.keyed_index import KeyedIndex
 from cdc.wire.frames import BODY
 from cdc.wire.messages import RelationMessage, Truncate
@@ -25,18 +25,23 @@ _COMMIT_BODY = Struct(">xQQq").unpack_from
 class ChangeReader:
     """Reads what one connection sends.
 
-    ``is_open``: a transaction is under way. ``ended``: the end of the newest one that is complete.
+    ``is_open``: a transaction is under way. ``ended``: the end of the newest one that is complete. ``commit`` and
+    ``taken``: the transaction of which a part was taken in, and how many of its row changes were.
 
     Args:
         indexed: The column, as it was when the index was made.
         column: Its name.
         form: How its vectors are sent.
         index: Whose keys they are; rows that it cannot hold are counted there.
+        place: What is in already. A transaction that the connection before broke off in comes again whole, and what
+            was taken of it is passed over.
     """
 
-    def __init__(self, indexed: Indexed, column: str, form: VectorFormat, index: KeyedIndex) -> None:
+    def __init__(self, indexed: Indexed, column: str, form: VectorFormat, index: KeyedIndex, place: Place) -> None:
         self.is_open = False
         self.ended = 0
+        self.commit, self.taken = place.commit, place.changes
+        self._seen = 0  # row changes of the transaction under way
         self._indexed = indexed
         self._column = column
         self._format = form
@@ -62,26 +67,43 @@ class ChangeReader:
             return self._message(frame, written, changes)
         if not self.is_open:
             raise DecodeError("A row change arrived outside a transaction.")
-        if not self._skip:
+        if not self._skip and self._is_new():
             self._change(found[0], found[1], frame, changes)
         return 0
+
+    def _is_new(self) -> bool:
+        """Count a row change of the transaction under way; return whether it is not in yet."""
+        self._seen += 1
+        if self._seen <= self.taken:
+            return False
+        self.taken = self._seen
+        return True
+
+    def _begin(self, commit: int, written: int) -> None:
+        self.is_open = True
+        self._skip = commit < written
+        self._seen = 0
+        if not self._skip and commit != self.commit:
+            self.commit, self.taken = commit, 0
 
     def _message(self, frame: bytes, written: int, changes: list[Change]) -> int:
         tag = frame[BODY : BODY + 1]
         if tag == _BEGIN and len(frame) == BODY + 21:
-            self.is_open = True
-            self._skip = _BEGIN_BODY(frame, BODY + 1)[0] < written
+            self._begin(int(_BEGIN_BODY(frame, BODY + 1)[0]), written)
             return 0
         if tag == _COMMIT and len(frame) == BODY + 26:
             self.is_open = False
             end = int(_COMMIT_BODY(frame, BODY + 1)[1])
             self.ended = max(self.ended, end)
-            return 0 if self._skip else end
+            if self._skip:
+                return 0
+            self.commit = self.taken = 0
+            return end
         message = decode(frame[BODY:])
         if isinstance(message, RelationMessage):
             self._learn(message.relation)
         elif isinstance(message, Truncate) and not self._skip:
-            if any(oid in self._relations for oid in message.relation_oids):
+            if any(oid in self._relations for oid in message.relation_oids) and self._is_new():
                 changes.append(Change("clear"))
         elif tag in (b"I", b"U", _DELETE):
             raise DecodeError("A change does not fit the table that was announced.")

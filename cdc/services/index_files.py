@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from cdc.errors import ConfigError, WalvecError
 from cdc.services.index_journal import sync_folder
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _KEY: Final = "key"
 _MANIFEST: Final = "manifest.json"
 
@@ -42,8 +42,9 @@ class Manifest:
     """What a saved index is.
 
     ``identity`` names the job, the database and all that the index is made with; ``publication`` and ``storage`` where
-    its changes came from. ``lsn``: all commits below it are in. ``segment``: the journal's first that is not in the
-    base.
+    its changes came from. ``lsn``: all commits below it are in; ``commit`` and ``changes``: of the transaction that
+    commits there so many changes are in, too (:class:`cdc.services.index_journal.Place`). ``segment``: the journal's
+    first that is not in the base.
     """
 
     identity: str
@@ -56,6 +57,8 @@ class Manifest:
     rows: int
     dimension: int | None
     files: Mapping[str, str]  # by file name, its SHA-256
+    commit: int = 0
+    changes: int = 0
     format: int = FORMAT
 
 

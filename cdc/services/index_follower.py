@@ -21,7 +21,7 @@ from cdc.errors import Unavailable, WalvecError
 from cdc.flow.vectorformat import VectorFormat
 from cdc.ports.indexes import Indexed
 from cdc.services.index_changes import ChangeReader
-from cdc.services.index_journal import Change, Journal
+from cdc.services.index_journal import Change, Journal, Place
 from cdc.services.keyed_index import KeyedIndex
 from cdc.wire.frames import KEEPALIVE, Keepalive, parse_frame
 
@@ -39,10 +39,10 @@ IDLE_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A place in the changes: the journal's segment that begins here, and the position below which commits are in."""
+    """A place in the changes: the journal's segment that begins here, and what is in by then."""
 
     segment: int
-    lsn: int
+    place: Place
 
 
 class IndexFollower:
@@ -54,7 +54,7 @@ class IndexFollower:
         form: How its vectors are sent.
         index: What is kept current.
         journal: Open.
-        lsn: All commits below are in the index or in the journal.
+        place: What is in the index or in the journal.
         save: Called by the applying thread at a checkpoint that was asked for.
         idle_s: Seconds between noted positions.
     """
@@ -66,7 +66,7 @@ class IndexFollower:
         form: VectorFormat,
         index: KeyedIndex,
         journal: Journal,
-        lsn: int,
+        place: Place,
         save: Callable[[Checkpoint], None],
         idle_s: float = IDLE_S,
     ) -> None:
@@ -84,12 +84,13 @@ class IndexFollower:
         self._handed = threading.Condition(self._lock)
         self._queue: deque[tuple[int, list[Change]] | Checkpoint] = deque()
         self._waiting = 0
-        self._written = self._durable = self._received = self._applied = lsn
+        self._place = place  # of what is handed over
+        self._durable = self._received = self._applied = place.lsn
         self._applied_now = threading.Condition()
         self._syncing = threading.Condition()
         self._stopping = False
         self._new_reader = partial(ChangeReader, indexed, column, form, index)
-        self._reader = self._new_reader()
+        self._reader = self._new_reader(place)
         self._threads = [
             threading.Thread(target=self._guarded, args=(turn,), name=f"walvec index {turn.__name__}", daemon=True)
             for turn in (self._apply, self._sync)
@@ -100,9 +101,12 @@ class IndexFollower:
     # -- from outside -----------------------------------------------------------------------------------------------
 
     def connected(self) -> None:
-        """Begin anew with a new connection: what was not acknowledged will be sent again, and passed over."""
+        """Begin anew with a new connection: what was not acknowledged will be sent again, and passed over.
+
+        That goes for a part of a transaction, too: what was handed over counts, not what was read.
+        """
         with self._lock:
-            self._reader = self._new_reader()
+            self._reader = self._new_reader(self._place)
 
     @property
     def applied(self) -> int:
@@ -120,7 +124,7 @@ class IndexFollower:
             segment = self._journal.segment + 1
             self._journal.open(segment)
             self._journal.bytes = 0
-            self._queue.append(Checkpoint(segment, self._written))
+            self._queue.append(Checkpoint(segment, self._place))
             self._handed.notify_all()
 
     def close(self) -> None:
@@ -134,6 +138,10 @@ class IndexFollower:
         for thread in self._threads:
             thread.join()
         self._journal.close()
+
+    @property
+    def _written(self) -> int:
+        return self._place.lsn
 
     # -- from the stream's thread -----------------------------------------------------------------------------------
 
@@ -184,8 +192,9 @@ class IndexFollower:
     def _hand_over(self, lsn: int, changes: list[Change]) -> None:
         with self._lock:
             lsn = max(lsn, self._written)
-            self._journal.append(lsn, changes)
-            self._written = lsn
+            place = Place(lsn, self._reader.commit, self._reader.taken)
+            self._journal.append(place, changes)
+            self._place = place
             self._queue.append((lsn, changes))
             self._waiting += len(changes)
             self._handed.notify_all()  # now, before the disk has it: a search need not wait for that

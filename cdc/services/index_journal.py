@@ -1,11 +1,12 @@
 """The changes of an index since it was saved, in files: durable before the WAL they came by is acknowledged.
 
 A journal is a row of segments. Each opens with a header that names the index it belongs to; what follows are records
-of whole groups of changes: length, CRC-32, the position in the WAL below which all commits are in by then, and the
-changes. A crash can cut the last record of the last segment: it is cut off, since nothing in it was acknowledged.
-Anything else that does not check is damage, and the index is built anew.
+of whole groups of changes: length, CRC-32, the place in the stream up to which all is in by then, and the changes. A
+crash can cut the last record of the last segment: it is cut off, since nothing in it was acknowledged. Anything else
+that does not check is damage, and the index is built anew.
 
-Changes repeat without harm: each says what a key has now, not what was done to it.
+No change may be made twice: one that moves a vector from key to key would move another the second time. The server
+sends a transaction that was cut off again from its beginning, so what was taken of it is counted, and passed over.
 """
 
 from __future__ import annotations
@@ -28,15 +29,28 @@ from cdc.flow.keycodec import IndexKey, KeyCodec
 Floats = NDArray[np.float32]
 
 _HEAD: Final = Struct("<8s32s")
-_MAGIC: Final = b"walvecJ1"
-_RECORD: Final = Struct("<IIQ")  # bytes of changes, CRC-32 of position and changes, position
-_POSITION: Final = Struct("<Q")
+_MAGIC: Final = b"walvecJ2"
+_RECORD: Final = Struct("<II24s")  # bytes of changes, CRC-32 of place and changes, place
+_PLACE: Final = Struct("<QQQ")
 _CHANGE: Final = Struct("<cII")  # what, bytes of the key, bytes of the rest
 _LARGEST: Final = 1 << 30
 
 
 class JournalDamaged(WalvecError):
     """The journal is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How much of the stream is in: all commits below ``lsn``, and some of one transaction that is not complete.
+
+    ``commit`` is where that transaction commits, as its BEGIN says; ``changes`` is how many of its row changes are in,
+    those counted that changed nothing here. The server decodes a transaction in the same order every time.
+    """
+
+    lsn: int
+    commit: int = 0
+    changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +102,18 @@ class Journal:
         with self._lock:
             self._file, self.segment = file, segment
 
-    def append(self, lsn: int, changes: list[Change]) -> None:
-        """Write a record: these changes, after which all commits up to ``lsn`` are in. Durable after :meth:`sync`.
+    def append(self, place: Place, changes: list[Change]) -> None:
+        """Write a record: these changes, after which all up to ``place`` is in. Durable after :meth:`sync`.
 
         Raises:
             OSError: it cannot be written.
         """
         body = b"".join(map(self._pack, changes))
-        position = _POSITION.pack(lsn)
-        crc = zlib.crc32(body, zlib.crc32(position))
+        packed = _PLACE.pack(place.lsn, place.commit, place.changes)
+        crc = zlib.crc32(body, zlib.crc32(packed))
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
-            _write(self._file, _RECORD.pack(len(body), crc, lsn) + body)
+            _write(self._file, _RECORD.pack(len(body), crc, packed) + body)
         except OSError:
             os.ftruncate(self._file, end)  # half a record would cut off all that follow it
             raise
@@ -125,7 +139,7 @@ class Journal:
             if number < segment:
                 path.unlink(missing_ok=True)
 
-    def replay(self, first: int) -> Iterator[tuple[int, list[Change]]]:
+    def replay(self, first: int) -> Iterator[tuple[Place, list[Change]]]:
         """Yield the records from segment ``first`` on, oldest first; cut off what a crash left unfinished.
 
         Raises:
@@ -138,7 +152,7 @@ class Journal:
             yield from self._read(path, is_last=number == segments[-1][0])
         self.segment = segments[-1][0] if segments else first - 1
 
-    def _read(self, path: Path, *, is_last: bool) -> Iterator[tuple[int, list[Change]]]:
+    def _read(self, path: Path, *, is_last: bool) -> Iterator[tuple[Place, list[Change]]]:
         data = path.read_bytes()
         if len(data) < _HEAD.size and is_last:
             path.unlink()  # a crash as the segment was made
@@ -156,17 +170,17 @@ class Journal:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
                 return
-            lsn, changes, start = record
-            yield lsn, changes
+            place, changes, start = record
+            yield place, changes
 
-    def _record(self, data: bytes, start: int) -> tuple[int, list[Change], int] | None:
+    def _record(self, data: bytes, start: int) -> tuple[Place, list[Change], int] | None:
         if start + _RECORD.size > len(data):
             return None
-        size, crc, lsn = _RECORD.unpack_from(data, start)
+        size, crc, packed = _RECORD.unpack_from(data, start)
         body = data[start + _RECORD.size : start + _RECORD.size + size]
-        if size > _LARGEST or len(body) != size or zlib.crc32(body, zlib.crc32(_POSITION.pack(lsn))) != crc:
+        if size > _LARGEST or len(body) != size or zlib.crc32(body, zlib.crc32(packed)) != crc:
             return None
-        return lsn, list(self._unpack(body)), start + _RECORD.size + size
+        return Place(*_PLACE.unpack(packed)), list(self._unpack(body)), start + _RECORD.size + size
 
     def _pack(self, change: Change) -> bytes:
         key = b"" if change.what == "clear" else self._codec.pack(change.key)
