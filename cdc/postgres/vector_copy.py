@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -83,7 +84,7 @@ def copy_vectors(
         statement: The COPY.
         codec: Reads the keys.
         layout: Reads the vectors.
-        dimension: Of the vectors; None: that of the first.
+        dimension: Of the vectors; None: that of most of the first few thousand.
         stop: Ends the reading early.
 
     Raises:
@@ -167,7 +168,7 @@ def _without_head(data: memoryview) -> memoryview:
 
 
 class _Parser:
-    """Rows to arrays; learns the dimension from the first vector, where it is not known."""
+    """Rows to arrays; learns the dimension from the first vectors, where it is not known."""
 
     def __init__(self, codec: KeyCodec, layout: VectorFormat, dimension: int | None) -> None:
         self._codec = codec
@@ -179,9 +180,8 @@ class _Parser:
 
     def chunk(self, rows: Sequence[memoryview]) -> VectorChunk:
         """Return what ``rows`` hold."""
-        for row in rows:
-            if self._record is not None or self._learn(row):
-                break
+        if self._record is None:
+            self._learn(rows)
         if self._record is None or self._tail is None or self._dimension is None:
             return VectorChunk(self._no_keys(), np.empty((0, 0), np.float32), len(rows))
         keys, records = self._fixed(rows) if self._codec.is_fixed else self._by_text(rows, self._tail.itemsize)
@@ -193,23 +193,27 @@ class _Parser:
         fits[fits] = usable
         return VectorChunk(keys if fits.all() else keys[fits], vectors, len(rows) - len(vectors))
 
-    def _learn(self, row: memoryview) -> bool:
-        """Make the layout of rows whose vectors are as wide as the first's."""
-        elements = self._format.elements(self._dimension) if self._dimension else self._elements(bytes(row))
-        if not elements:
-            return False
+    def _learn(self, rows: Sequence[memoryview]) -> None:
+        """Make the layout of rows whose vectors are as wide as most are."""
+        if self._dimension:
+            elements = self._format.elements(self._dimension)
+        else:
+            widths = Counter(map(self._elements, rows))
+            del widths[0]
+            if not widths:
+                return
+            elements = widths.most_common(1)[0][0]
         self._dimension = self._format.dimension(elements)
         tail = self._format.layout(elements)
         self._tail = np.dtype(tail)
         head = self._codec.layout() if self._codec.is_fixed else []
         self._record = np.dtype([("fields", ">i2"), *head, *tail])
-        return True
 
-    def _elements(self, row: bytes) -> int:
+    def _elements(self, row: memoryview) -> int:
         start = 2
         for _ in self._codec.columns:
             start += 4 + int.from_bytes(row[start : start + 4], "big")
-        return self._format.elements_in(row[start + 4 :])
+        return self._format.elements_in(bytes(row[start + 4 : start + 24]))
 
     def _fixed(self, rows: Sequence[memoryview]) -> tuple[Keys, NDArray[Any]]:
         assert self._record is not None

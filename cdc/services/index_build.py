@@ -85,6 +85,7 @@ class Served:
                 storage=self.storage,
                 rows=self.index.count,
                 dimension=self.index.dimension,
+                misfits=self.index.misfits,
             )
             self.manifest = self.folder.write(manifest, keys.arrays(), graph)
         except OSError:
@@ -129,7 +130,8 @@ def reopen(
     if not slot.exists or slot.lost:
         raise IndexRefused("The replication slot of the index was dropped or invalidated, so changes are missing.")
     codec = KeyCodec(indexed.key)
-    index = KeyedIndex(codec, _maker(indexes, spec), manifest.dimension)
+    index = KeyedIndex(codec, _maker(indexes, spec), indexed.dimension)
+    index.adopt_misfits(manifest.misfits)
     if manifest.dimension is not None and folder.graph(manifest).name in manifest.files:
         indexes.check_room(spec, manifest.dimension, manifest.rows)
         keys = restore(codec, folder.keys(manifest))

@@ -17,6 +17,8 @@ def check(served: Served, observed: Observed) -> None:
         StartOver: it does not.
     """
     indexed, told = observed.indexed, served.follower.truncates
+    if served.index.is_outgrown:
+        raise StartOver("Most rows have vectors of another width than the index.")
     if indexed.identity != served.indexed.identity:
         raise StartOver("The table's definition changed.")
     if observed.publication != served.manifest.publication:

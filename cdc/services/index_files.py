@@ -44,7 +44,7 @@ class Manifest:
     ``identity`` names the job, the database and all that the index is made with; ``publication`` and ``storage`` where
     its changes came from. ``lsn``: all commits below it are in; ``commit`` and ``changes``: of the transaction that
     commits there so many changes are in, too (:class:`cdc.services.index_journal.Place`). ``segment``: the journal's
-    first that is not in the base.
+    first that is not in the base. ``misfits``: rows that were left out because of their vector's width.
     """
 
     identity: str
@@ -59,6 +59,7 @@ class Manifest:
     files: Mapping[str, str]  # by file name, its SHA-256
     commit: int = 0
     changes: int = 0
+    misfits: int = 0
     format: int = FORMAT
 
 

@@ -36,12 +36,14 @@ class KeyedIndex:
     Args:
         codec: Of the keys.
         make: Makes indexes.
-        dimension: Of the vectors; None: that of the first.
+        dimension: Of the vectors, as it is declared; None: that of the first, and of others once that has none.
     """
 
     def __init__(self, codec: KeyCodec, make: Make, dimension: int | None) -> None:
         self.codec = codec
-        self.dimension = dimension
+        self.dimension = self._declared = dimension
+        self._misfits: set[IndexKey] = set()  # rows left out for their width, where none is declared
+        self._misfits_saved = 0  # and those that were when the base was saved
         self.skipped = 0
         self._make = make
         self._now: tuple[VectorIndex | None, KeyMap] = (None, new_map(codec))
@@ -67,6 +69,16 @@ class KeyedIndex:
         """The index, None while no vector has been seen, and its keys. To be saved by the thread that changes it."""
         return self._now
 
+    @property
+    def misfits(self) -> int:
+        """Rows that are left out because of their vector's width, as far as changes have told."""
+        return self._misfits_saved + len(self._misfits)
+
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether more rows are left out because of their width than there are in the index."""
+        return self.misfits > self.count
+
     def decayed(self, share: float) -> bool:
         """Whether more than ``share`` of the elements are deleted."""
         deleted = self.deleted
@@ -86,6 +98,10 @@ class KeyedIndex:
         """Take an index that was saved."""
         self._now = (index, keys)
         self.dimension = index.dimension
+
+    def adopt_misfits(self, misfits: int) -> None:
+        """Take over how many rows were left out because of their width when the index was saved."""
+        self._misfits_saved = misfits
 
     def load(self, keys: Keys, vectors: Floats, capacity: int) -> None:
         """Add rows that are not there yet: the base.
@@ -130,26 +146,37 @@ class KeyedIndex:
     def _flush(self, pending: dict[IndexKey, Floats | None]) -> None:
         if not pending:
             return
-        puts: list[IndexKey] = []
-        vectors: list[Floats] = []
-        drops: list[IndexKey] = []
-        for key, vector in pending.items():
-            if vector is not None and len(vector) == (self.dimension or len(vector)):
-                self.dimension = len(vector)
-                puts.append(key)
-                vectors.append(vector)
-            else:
-                self.skipped += vector is not None
-                drops.append(key)
+        drops = [key for key, vector in pending.items() if vector is None]
+        widths = {key: vector for key, vector in pending.items() if vector is not None}
         with self._changing:
             if self._touched is not None:
                 self._touched.update(pending)
-            if drops:
-                self._drop(drops)
-            if puts:
-                index, keys = self._index(len(vectors[0]), 0)
-                labels, old = keys.put(puts)
-                index.add(labels, np.stack(vectors), old)
+            self._misfits.difference_update(pending)
+            self._drop(drops)
+            for key in self._put(widths):
+                self.skipped += 1
+                if self._declared is None:
+                    self._misfits.add(key)
+
+    def _put(self, wanted: dict[IndexKey, Floats]) -> Sequence[IndexKey]:
+        """Add vectors; return the keys of those that are of another width, whose rows are dropped."""
+        puts, others = self._of_width(wanted)
+        self._drop(others)
+        if others and not puts and not self.count and self._declared is None and not self.misfits:
+            self._forget()  # nothing is of the old width any more
+            puts, others = self._of_width(wanted)
+        if puts:
+            vectors = np.stack([wanted[key] for key in puts])
+            index, keys = self._index(vectors.shape[1], 0)
+            labels, old = keys.put(puts)
+            index.add(labels, vectors, old)
+        return others
+
+    def _of_width(self, wanted: dict[IndexKey, Floats]) -> tuple[list[IndexKey], list[IndexKey]]:
+        """Part keys by whether their vectors have the index's width; where it has none, the first one's."""
+        width = self.dimension or next((len(vector) for vector in wanted.values()), 0)
+        puts = [key for key, vector in wanted.items() if len(vector) == width]
+        return puts, [key for key, vector in wanted.items() if len(vector) != width]
 
     def _drop(self, gone: Sequence[IndexKey]) -> None:
         index, keys = self._now
@@ -165,11 +192,22 @@ class KeyedIndex:
                 index.remove([displaced])
             if self._touched is not None:
                 self._touched |= {old, new}
+            if old != new:
+                self._misfits.discard(new)
+                if old in self._misfits:
+                    self._misfits.remove(old)
+                    self._misfits.add(new)
 
     def _clear(self) -> None:
         with self._changing:
-            self._now = (None, new_map(self.codec))
-            self._touched = None  # what a rebuild was making is of no use any more
+            self._misfits.clear()
+            self._misfits_saved = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self._now = (None, new_map(self.codec))
+        self._touched = None  # what a rebuild was making is of no use any more
+        self.dimension = self._declared
 
     # -- making fresh -----------------------------------------------------------------------------------------------
 
