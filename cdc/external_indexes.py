@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,8 @@ class HnswIndexes:
 
     def make(self, spec: IndexSpec, dimension: int, capacity: int) -> VectorIndex:
         """Return an empty index with room for ``capacity`` vectors."""
-        return _said(
+        return self._bounded(
+            spec,
             lambda: _Index(
                 dimension,
                 spec.metric,
@@ -50,12 +52,13 @@ class HnswIndexes:
                 ef_construction=spec.ef_construction,
                 capacity=capacity,
                 threads=self._threads,
-            )
+            ),
         )
 
     def load(self, spec: IndexSpec, dimension: int, path: Path, live: Flags) -> VectorIndex:
         """Return the index that was saved to ``path``."""
-        return _said(
+        return self._bounded(
+            spec,
             lambda: _Index.load(
                 path,
                 live,
@@ -64,8 +67,15 @@ class HnswIndexes:
                 m=spec.m,
                 ef_construction=spec.ef_construction,
                 threads=self._threads,
-            )
+            ),
         )
+
+    def _bounded(self, spec: IndexSpec, make: Callable[[], VectorIndex]) -> VectorIndex:
+        """Return what is made; it asks before it grows."""
+        made = _said(make)
+        assert isinstance(made, _Index)
+        made.check_room = partial(self.check_room, spec, made.dimension)
+        return made
 
     def check_room(self, spec: IndexSpec, dimension: int, rows: int, held: int = 0) -> None:
         """Raise ConfigError where an index of ``rows`` vectors does not fit into memory, ``held`` rows being there."""
@@ -82,10 +92,28 @@ class HnswIndexes:
 
 
 class _Index(VectorIndex):
-    """The index, its refusals in this package's words."""
+    """The index, its refusals in this package's words.
+
+    ``check_room`` raises ConfigError where so many rows do not fit, so many being there.
+    """
+
+    check_room: Callable[[int, int], None] | None = None
+
+    def _capacity(self, needed: int, held: int) -> int:
+        wanted = super()._capacity(needed, held)
+        if self.check_room is not None:
+            try:
+                self.check_room(wanted, held)
+            except ConfigError:  # then only what these rows need, and some for those that follow
+                wanted = needed + held // 64
+                self.check_room(wanted, held)
+        return wanted
 
     def add(self, labels: Labels, vectors: Floats, instead_of: Labels | None = None) -> None:
         _said(lambda: VectorIndex.add(self, labels, vectors, instead_of))
+
+    def search(self, vector: Floats, k: int, ef: int) -> tuple[Labels, Floats]:
+        return _said(lambda: VectorIndex.search(self, vector, k, ef))
 
 
 def _said(work: Callable[[], T]) -> T:

@@ -211,12 +211,16 @@ class VectorIndex:
         needed = int(self._index.element_count) + len(labels)
         try:
             if needed > self._index.max_elements:
-                self._index.resize_index(max(needed, int(self._index.max_elements) * 5 // 4 + SLICE))
+                self._index.resize_index(self._capacity(needed, int(self._index.max_elements)))
             self._index.add_items(vectors, labels, num_threads=self.threads if len(labels) > 1 else 1)
         except (RuntimeError, MemoryError) as exc:
             raise VectorIndexError(f"Vectors could not be added to the index: {exc}.") from exc
         self._live[labels] = True
         self._count += len(labels)
+
+    def _capacity(self, needed: int, held: int) -> int:
+        """Return for how many elements to make room when ``needed`` must be held, and there is room for ``held``."""
+        return max(needed, held * 5 // 4 + SLICE)
 
     def remove(self, labels: Labels | Sequence[int]) -> None:
         """Mark labels as deleted; those that are not there are passed over."""

@@ -270,7 +270,8 @@ class IndexRunner:
             await whole(stream.close(drain=True))
 
     def _tend(self, served: Served, refreshing: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
-        """Save the index when its journal has grown, and have it made fresh when it has decayed."""
+        """Save the index when its journal has grown, have it made fresh when it has decayed, and say what it lacks."""
+        served.tell_skipped(time.monotonic())
         size = served.index.count * 4 * (served.index.dimension or 0)
         if served.journal.bytes > max(self._tuning.journal_bytes, size // 4):
             served.follower.checkpoint()

@@ -29,6 +29,9 @@ log = structlog.get_logger()
 
 _CHUNKS_AHEAD: Final = 16
 
+SKIPPED_S: Final = 60.0
+"""Seconds at least between two lines in the log that say how many rows were left out."""
+
 
 class Ended(Exception):
     """The work was ended on request."""
@@ -49,6 +52,8 @@ class Served:
     storage: str
     truncates: int = 0
     suspected: str = ""  # a storage that nothing has explained yet
+    skipped_told: int = 0
+    skipped_told_at: float = -SKIPPED_S
     is_closed: bool = False
     follower: IndexFollower = field(init=False)
 
@@ -93,6 +98,13 @@ class Served:
                 graph.unlink(missing_ok=True)
             raise
         self.journal.drop_before(checkpoint.segment)
+
+    def tell_skipped(self, now: float) -> None:
+        """Log how many rows were left out since the last time, if any; at most once a minute."""
+        skipped = self.index.skipped
+        if skipped > self.skipped_told and now - self.skipped_told_at >= SKIPPED_S:
+            log.warning("external_index_skipped", job=str(self.job.id), rows=skipped - self.skipped_told)
+            self.skipped_told, self.skipped_told_at = skipped, now
 
     def close(self) -> None:
         """End its threads. Its files stay, and it can be searched."""
@@ -230,6 +242,7 @@ def _build(
     served = _save_first(job, spec, observed, origin, folder, index, codec)
     if index.skipped:
         log.warning("external_index_skipped", job=str(job.id), rows=index.skipped)
+        served.skipped_told = index.skipped
     log.info("external_index_built", job=str(job.id), rows=index.count)
     served.follow(Place(origin.lsn), idle_s)
     return served

@@ -266,6 +266,46 @@ def test_a_table_that_outgrows_its_estimate_is_refused_too(scene: Scene) -> None
     wait(lambda: scene.slots() == [])
 
 
+def test_an_index_that_outgrows_the_limit_while_it_follows_fails_with_the_same_sentence(scene: Scene) -> None:
+    scene.fill(vectors(10))
+    loop, job = scene.runner(memory=400_000), scene.job()
+    loop.ready(job)
+    scene.fill(vectors(1500), 100)  # these fit
+    scene.same(loop, job)
+    scene.fill(vectors(1500), 5000)
+    with pytest.raises(ConfigError, match=r"takes about .* and .* may be used. Raise WALVEC_INDEX_MEMORY"):
+        loop.runs[0].result(20)
+    _, again = loop.start(job)  # and when its journal is read
+    with pytest.raises(ConfigError, match="WALVEC_INDEX_MEMORY"):
+        again.result(20)
+
+
+def test_rows_left_out_while_following_are_told_once_in_a_while(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scene.fill(vectors(10))
+    scene.db.execute("INSERT INTO t VALUES (90, '{NaN}')")
+    loop, job = scene.runner(), scene.job()
+    loop.ready(job)
+    served = loop.runner._served[job.id]
+    scene.db.execute("INSERT INTO t VALUES (100, '{NaN,0,0,0,0,0,0,0}'), (101, '{1,2}'), (102, NULL)")
+    said = ""
+
+    def told() -> bool:
+        nonlocal said
+        said += capfd.readouterr().out
+        return said.count("external_index_skipped") == 2
+
+    wait(told)
+    first = served.skipped_told
+    scene.db.execute("INSERT INTO t VALUES (110, '{1,2}')")
+    wait(lambda: served.index.skipped == 4)
+    time.sleep(0.6)
+    assert served.skipped_told == first
+    monkeypatch.setattr(index_build, "SKIPPED_S", 0.1)
+    wait(lambda: served.skipped_told == 4)
+
+
 def test_discard_removes_slot_publication_and_files(scene: Scene) -> None:
     closed(scene)
     loop = scene.runner()
