@@ -8,7 +8,6 @@ distance, and of such vectors the squared Euclidean distance is one, exactly.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,16 +111,17 @@ class VectorFormat:
         if self.base == "bit":
             bits = np.frombuffer(cell, np.uint8) - ord("0")
             return bits.astype(np.float32) if len(bits) and bits.max() <= 1 else None
-        kind = np.int64 if self.base == "_int4" else np.float64
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # NumPy's way to say that text is no number
-            try:
-                numbers = np.fromstring(cell[1:-1], kind, sep=",")
-            except (DeprecationWarning, ValueError):
-                return None
-        if not len(numbers):
+        if self.base in _ARRAYS and cell[:1] == b"[":  # the bounds of an array that does not begin with 1
+            cell = cell.partition(b"=")[2]
+        number = int if self.base == "_int4" else float
+        try:
+            numbers = np.array(list(map(number, cell[1:-1].split(b","))), np.float64)
+        except ValueError:  # no number among them: NULL, say, or a row of an array of rows
             return None
-        return _bits(numbers[None, :])[0] if self.base == "_int4" else numbers.astype(np.float32)
+        if self.base == "_int4":
+            return _bits(numbers[None, :])[0]
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, and is not usable
+            return numbers.astype(np.float32)
 
     def from_numbers(self, numbers: NDArray[np.float64]) -> Floats:
         """Return the vector that somebody searches with, given as numbers: as they are, but for integers' bits."""

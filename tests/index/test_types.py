@@ -87,6 +87,17 @@ def test_a_large_vector_that_an_update_does_not_touch_stays(scene: Scene) -> Non
     scene.same(loop, job)
 
 
+def test_an_array_that_does_not_begin_with_1_is_a_vector_too(scene: Scene) -> None:
+    scene.db.execute("INSERT INTO t VALUES (1, '[0:2]={4,5,6}'), (2, '{1,2,3}')")
+    scene.dimension = 3
+    loop, job = scene.runner(), scene.job()
+    loop.ready(job)
+    scene.db.execute("UPDATE t SET v[0] = 9 WHERE id = 1")
+    scene.db.execute("INSERT INTO t VALUES (3, '[-1:1]={7,8,9}')")
+    scene.same(loop, job)
+    assert len(loop.runner.search("public.t.v", np.ones(3), 9)) == 3
+
+
 def test_an_empty_table_waits_for_its_first_vector(scene: Scene) -> None:
     loop, job = scene.runner(), scene.job()
     loop.ready(job)
