@@ -15,6 +15,7 @@ What hnswlib 0.8.0 leaves to its users, and where it is seen to here:
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Sequence
@@ -309,7 +310,7 @@ class VectorIndex:
             self._index.save_index(str(path))
             expected = int(self._index.index_file_size())
         if path.stat().st_size != expected:
-            raise OSError(f"{path} could not be written whole: is the disk full?")
+            raise OSError(errno.ENOSPC, "it could not be written whole; is the disk full", str(path))
 
     def _any_ef(self) -> int:
         """Return the kind under which to enter the gate where ``ef`` does not matter: the present one."""

@@ -115,13 +115,14 @@ class VectorFormat:
             cell = cell.partition(b"=")[2]
         number = int if self.base == "_int4" else float
         try:
-            numbers = np.array(list(map(number, cell[1:-1].split(b","))), np.float64)
+            numbers: NDArray[Any] = np.array(list(map(number, cell[1:-1].split(b","))), np.float64)
         except ValueError:  # no number among them: NULL, say, or a row of an array of rows
             return None
         if self.base == "_int4":
-            return _bits(numbers[None, :])[0]
+            return np.asarray(_bits(numbers[None, :])[0])
         with np.errstate(over="ignore"):  # too large a number becomes infinite, and is not usable
-            return numbers.astype(np.float32)
+            narrow: Floats = numbers.astype(np.float32)
+            return narrow
 
     def from_numbers(self, numbers: NDArray[np.float64]) -> Floats:
         """Return the vector that somebody searches with, given as numbers: as they are, but for integers' bits."""

@@ -20,9 +20,10 @@ from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, U
 from cdc.jobs import IndexSpec, Job, JobId
 from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
-from cdc.services.index_build import Ended, Served, build, folder_of, reopen
+from cdc.services.index_build import Ended, build, folder_of, reopen
 from cdc.services.index_checks import StartOver, check
 from cdc.services.index_files import IndexRefused
+from cdc.services.index_served import Served
 from cdc.services.tasks import end
 from cdc.services.threads import from_thread, in_thread, whole
 

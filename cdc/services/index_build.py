@@ -8,109 +8,30 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from cdc.errors import WalvecError
+from cdc.errors import ConfigError, WalvecError
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.keymap import restore
 from cdc.flow.vectorformat import VectorFormat
 from cdc.jobs import IndexSpec, Job
 from cdc.ports.indexes import Chunk, Indexed, Indexes, IndexSource, Observed, Origin
-from cdc.services.index_files import IndexFolder, IndexRefused, Manifest
-from cdc.services.index_follower import Checkpoint, IndexFollower
+from cdc.services.index_files import IndexFolder, IndexRefused, Manifest, writing
+from cdc.services.index_follower import Checkpoint
 from cdc.services.index_journal import Journal, JournalDamaged, Place
+from cdc.services.index_served import Served
 from cdc.services.keyed_index import KeyedIndex, Make
 
 log = structlog.get_logger()
 
 _CHUNKS_AHEAD: Final = 16
 
-SKIPPED_S: Final = 60.0
-"""Seconds at least between two lines in the log that say how many rows were left out."""
-
 
 class Ended(Exception):
     """The work was ended on request."""
-
-
-@dataclass(slots=True)
-class Served:
-    """An index that can be searched, and all that keeps it."""
-
-    job: Job
-    spec: IndexSpec
-    indexed: Indexed
-    form: VectorFormat
-    index: KeyedIndex
-    folder: IndexFolder
-    journal: Journal
-    manifest: Manifest
-    storage: str
-    truncates: int = 0
-    suspected: str = ""  # a storage that nothing has explained yet
-    skipped_told: int = 0
-    skipped_told_at: float = -SKIPPED_S
-    is_closed: bool = False
-    follower: IndexFollower = field(init=False)
-
-    def follow(self, place: Place, idle_s: float) -> None:
-        """Begin to take changes in, those after ``place``."""
-        self.follower = IndexFollower(
-            self.indexed, self.spec.column, self.form, self.index, self.journal, place, self.save, idle_s
-        )
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write the index as it is at ``checkpoint``; where that fails, the old base and the whole journal stand."""
-        try:
-            self.write(checkpoint)
-        except OSError as exc:
-            log.warning("external_index_unsaved", job=str(self.job.id), message=f"{exc.strerror or exc}.")
-
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Write the index as it is at ``checkpoint``, and remove what that replaces.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        index, keys = self.index.now
-        graph = self.folder.new_graph(checkpoint.segment) if index is not None else None
-        try:
-            if index is not None and graph is not None:
-                index.save(graph)
-            manifest = replace(
-                self.manifest,
-                lsn=checkpoint.place.lsn,
-                commit=checkpoint.place.commit,
-                changes=checkpoint.place.changes,
-                segment=checkpoint.segment,
-                storage=self.storage,
-                rows=self.index.count,
-                dimension=self.index.dimension,
-                misfits=self.index.misfits,
-            )
-            self.manifest = self.folder.write(manifest, keys.arrays(), graph)
-        except OSError:
-            if graph is not None:
-                graph.unlink(missing_ok=True)
-            raise
-        self.journal.drop_before(checkpoint.segment)
-
-    def tell_skipped(self, now: float) -> None:
-        """Log how many rows were left out since the last time, if any; at most once a minute."""
-        skipped = self.index.skipped
-        if skipped > self.skipped_told and now - self.skipped_told_at >= SKIPPED_S:
-            log.warning("external_index_skipped", job=str(self.job.id), rows=skipped - self.skipped_told)
-            self.skipped_told, self.skipped_told_at = skipped, now
-
-    def close(self) -> None:
-        """End its threads. Its files stay, and it can be searched."""
-        if not self.is_closed:
-            self.is_closed = True
-            self.follower.close()
 
 
 def identity(job: Job, spec: IndexSpec, indexed: Indexed) -> str:
@@ -132,7 +53,16 @@ def reopen(
 
     Raises:
         IndexRefused: what is saved is of no use; the message says why.
+        ConfigError: there is no memory for it.
+        Unavailable: its files cannot be read or written now.
     """
+    with writing(folder.path):
+        return _reopen(job, spec, observed, folder, indexes, idle_s)
+
+
+def _reopen(
+    job: Job, spec: IndexSpec, observed: Observed, folder: IndexFolder, indexes: Indexes, idle_s: float
+) -> Served | None:
     indexed, slot = observed.indexed, observed.slot
     manifest = folder.read(identity(job, spec, indexed))
     if manifest is None:
@@ -192,7 +122,7 @@ def build(
 
     Raises:
         Ended: on request. Neither slot nor files are left.
-        WalvecError: it cannot be built. Neither slot nor files are left.
+        WalvecError: it cannot be built, or not be saved. Neither slot nor files are left.
     """
     indexed = source.observe().indexed
     try:
@@ -201,7 +131,8 @@ def build(
         source.end()
         with contextlib.suppress(WalvecError):
             source.discard()
-        folder.clear()
+        with contextlib.suppress(OSError):
+            folder.clear()
         if stop.is_set():
             raise Ended from exc
         raise
@@ -221,7 +152,8 @@ def _build(
     if indexed.dimension is not None:
         indexes.check_room(spec, indexed.dimension, max(indexed.rows, 0))  # before the server begins to keep WAL
     origin = source.begin(indexed)
-    folder.clear()
+    with writing(folder.path, ConfigError):
+        folder.clear()
     rows = indexed.rows if indexed.rows > 0 else source.count()
     codec = KeyCodec(indexed.key)
     index = KeyedIndex(codec, _maker(indexes, spec), indexed.dimension)
@@ -264,10 +196,16 @@ def _save_first(
         index.dimension, {},
     )  # fmt: skip
     journal = Journal(folder.path, folder.owner(name), codec)
-    journal.open(1)
     form = VectorFormat(indexed.base_type, spec.metric)
     served = Served(job, spec, indexed, form, index, folder, journal, manifest, indexed.storage)
-    served.write(Checkpoint(1, Place(origin.lsn)))
+    with writing(folder.path, ConfigError):
+        try:
+            journal.open(1)
+            served.write(Checkpoint(1, Place(origin.lsn)))
+        except OSError:
+            with contextlib.suppress(OSError):
+                journal.close()
+            raise
     return served
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdc.ports.indexes import Observed
-from cdc.services.index_build import Served
+from cdc.services.index_served import Served
 
 
 class StartOver(Exception):

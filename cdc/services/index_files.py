@@ -11,13 +11,14 @@ moment leaves one whole state.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +26,29 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cdc.errors import ConfigError, WalvecError
+from cdc.errors import ConfigError, Unavailable, WalvecError
 from cdc.services.index_journal import sync_folder
 
 FORMAT: Final = 2
 _KEY: Final = "key"
 _MANIFEST: Final = "manifest.json"
+
+
+def unwritable(folder: Path, exc: OSError, kind: type[WalvecError] = Unavailable) -> WalvecError:
+    """Return the failure of a file of an index, in a sentence that names the file and what is wrong."""
+    return kind(
+        f"The index's files cannot be kept: {exc.filename or folder}: {exc.strerror or exc}.",
+        "Make room on the disk, or set WALVEC_INDEX_DIR to another folder.",
+    )
+
+
+@contextlib.contextmanager
+def writing(folder: Path, kind: type[WalvecError] = Unavailable) -> Iterator[None]:
+    """Raise ``kind`` where what is done within raises OSError."""
+    try:
+        yield
+    except OSError as exc:
+        raise unwritable(folder, exc, kind) from exc
 
 
 class IndexRefused(WalvecError):
@@ -161,8 +179,24 @@ class IndexFolder:
             graph: A file of :meth:`new_graph`, written; None for an index without a vector.
 
         Raises:
-            OSError: the disk is full, or worse: the old state stands.
+            OSError: the disk is full, or worse: the old state stands, and nothing of this one is left.
         """
+        try:
+            return self._write(manifest, keys, graph)
+        except OSError:
+            self.abandon(manifest.segment)
+            raise
+
+    def abandon(self, segment: int) -> None:
+        """Remove what was written of a state, unless it has taken the old one's place already."""
+        with contextlib.suppress(OSError, IndexRefused):
+            path = self.path / _MANIFEST
+            if path.exists() and self._manifest(path).segment == segment:
+                return
+            for name in (f"graph-{segment:08d}", f"keys-{segment:08d}.npz", _MANIFEST + ".new"):
+                (self.path / name).unlink(missing_ok=True)
+
+    def _write(self, manifest: Manifest, keys: Mapping[str, NDArray[Any]], graph: Path | None) -> Manifest:
         name = f"keys-{manifest.segment:08d}.npz"
         with (self.path / name).open("wb") as file:
             np.savez(file, **keys)  # type: ignore[arg-type]

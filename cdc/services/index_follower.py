@@ -17,10 +17,11 @@ from typing import Final
 
 import structlog
 
-from cdc.errors import Unavailable, WalvecError
+from cdc.errors import WalvecError
 from cdc.flow.vectorformat import VectorFormat
 from cdc.ports.indexes import Indexed
 from cdc.services.index_changes import ChangeReader
+from cdc.services.index_files import unwritable, writing
 from cdc.services.index_journal import Change, Journal, Place
 from cdc.services.keyed_index import KeyedIndex
 from cdc.wire.frames import KEEPALIVE, Keepalive, parse_frame
@@ -75,6 +76,7 @@ class IndexFollower:
         self.gap = ""
         self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
         self.failed: Callable[[], None] = lambda: None
+        self.unsaved: Callable[[OSError], None] = lambda exc: None  # no checkpoint could be begun
         self._index = index
         self._journal = journal
         self._save = save
@@ -119,11 +121,18 @@ class IndexFollower:
             return self._applied_now.wait_for(lambda: self._applied >= lsn, timeout_s)
 
     def checkpoint(self) -> None:
-        """Have the index saved: the journal goes on in a new segment, and what it held before goes with the base."""
+        """Have the index saved: the journal goes on in a new segment, and what it held before goes with the base.
+
+        Where there can be no new segment, it goes on in the one that it has, until it has grown again.
+        """
         with self._lock:
             segment = self._journal.segment + 1
-            self._journal.open(segment)
             self._journal.bytes = 0
+            try:
+                self._journal.open(segment)
+            except OSError as exc:
+                self.unsaved(exc)
+                return
             self._queue.append(Checkpoint(segment, self._place))
             self._handed.notify_all()
 
@@ -169,6 +178,7 @@ class IndexFollower:
         Raises:
             DecodeError: a frame is not what the protocol says.
             PipelineFault: the column was dropped, renamed, or changed its type.
+            Unavailable: the journal cannot be written. What came is not acknowledged, and comes again.
         """
         if self.failure is not None:
             raise self.failure
@@ -193,7 +203,8 @@ class IndexFollower:
         with self._lock:
             lsn = max(lsn, self._written)
             place = Place(lsn, self._reader.commit, self._reader.taken)
-            self._journal.append(place, changes)
+            with writing(self._journal.folder):
+                self._journal.append(place, changes)
             self._place = place
             self._queue.append((lsn, changes))
             self._waiting += len(changes)
@@ -211,9 +222,7 @@ class IndexFollower:
         except WalvecError as exc:
             self.failure = exc
         except OSError as exc:
-            self.failure = Unavailable(
-                f"The index's files cannot be written: {exc.strerror}.", "Make room on the disk."
-            )
+            self.failure = unwritable(self._journal.folder, exc)
         except Exception as exc:  # a bug must end the job, not leave it behind the table for ever
             self.failure = WalvecError(f"Keeping the index failed: {type(exc).__name__}: {exc}.")
         if self.failure is not None:

@@ -81,7 +81,7 @@ class Journal:
     def __init__(self, folder: Path, owner: bytes, codec: KeyCodec) -> None:
         self.segment = 0
         self.bytes = 0  # since the base was saved
-        self._folder = folder
+        self.folder = folder
         self._owner = owner
         self._codec = codec
         self._file = -1
@@ -91,13 +91,22 @@ class Journal:
         """Begin the segment of this number; the one before, if any, is made durable.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be made; the one before goes on.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        file = os.open(self._path(segment), flags, 0o600)
-        _write(file, _HEAD.pack(_MAGIC, self._owner))
-        os.fsync(file)
-        sync_folder(self._folder)
+        path = self._path(segment)
+        file = os.open(path, flags, 0o600)
+        try:
+            _write(file, _HEAD.pack(_MAGIC, self._owner))
+            os.fsync(file)
+            sync_folder(self.folder)
+            with self._lock:
+                if self._file >= 0:
+                    os.fsync(self._file)
+        except OSError as exc:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise OSError(exc.errno, exc.strerror, str(path)) from exc
         self.close()
         with self._lock:
             self._file, self.segment = file, segment
@@ -114,9 +123,9 @@ class Journal:
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             _write(self._file, _RECORD.pack(len(body), crc, packed) + body)
-        except OSError:
+        except OSError as exc:
             os.ftruncate(self._file, end)  # half a record would cut off all that follow it
-            raise
+            raise OSError(exc.errno, exc.strerror, str(self._path(self.segment))) from exc
         self.bytes += _RECORD.size + len(body)
 
     def sync(self) -> None:
@@ -210,10 +219,10 @@ class Journal:
             raise JournalDamaged("The index's journal is damaged.") from None
 
     def _path(self, segment: int) -> Path:
-        return self._folder / f"journal-{segment:08d}"
+        return self.folder / f"journal-{segment:08d}"
 
     def _segments(self) -> list[tuple[int, Path]]:
-        found = [(int(path.name.removeprefix("journal-")), path) for path in self._folder.glob("journal-????????")]
+        found = [(int(path.name.removeprefix("journal-")), path) for path in self.folder.glob("journal-????????")]
         return sorted(found)
 
 

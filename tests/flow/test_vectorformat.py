@@ -30,8 +30,10 @@ CASES = [
 @pytest.mark.parametrize(("base", "cell", "vector"), CASES)
 def test_a_cell_is_read(base: str, cell: bytes, vector: list[float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     # The filters of warnings are the whole process's: a thread that changes them, changes them for all.
-    monkeypatch.setattr(warnings, "catch_warnings", None)
-    found = VectorFormat(base, "hamming" if base in ("bit", "_int4") else "l2").from_text(cell)
+    form = VectorFormat(base, "hamming" if base in ("bit", "_int4") else "l2")
+    with monkeypatch.context() as patched:
+        patched.setattr(warnings, "catch_warnings", None)
+        found = form.from_text(cell)
     if vector is None:
         assert found is None
     else:

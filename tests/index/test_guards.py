@@ -19,8 +19,9 @@ import pytest
 
 from cdc.errors import ConfigError, Unavailable
 from cdc.postgres.external_index import PostgresIndexSource
-from cdc.services import external_index, index_build, index_files, keyed_index
+from cdc.services import external_index, index_build, index_files, index_journal, index_served, keyed_index
 from cdc.services.external_index import IndexTuning
+from inference.vector_index import VectorIndex
 from tests.index.conftest import Scene, text, wait
 
 RNG = np.random.default_rng(12)
@@ -67,7 +68,7 @@ def built_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Run the job again, and see to it that the index is right; return whether it was built anew."""
     builds: list[int] = []
 
-    def counted(*args: Any) -> index_build.Served:
+    def counted(*args: Any) -> index_served.Served:
         builds.append(1)
         return index_build.build(*args)
 
@@ -302,7 +303,7 @@ def test_rows_left_out_while_following_are_told_once_in_a_while(
     wait(lambda: served.index.skipped == 4)
     time.sleep(0.6)
     assert served.skipped_told == first
-    monkeypatch.setattr(index_build, "SKIPPED_S", 0.1)
+    monkeypatch.setattr(index_served, "SKIPPED_S", 0.1)
     wait(lambda: served.skipped_told == 4)
 
 
@@ -322,19 +323,91 @@ def test_a_full_disk_keeps_the_old_state_and_the_journal(scene: Scene, monkeypat
     scene.fill(vectors(5), 1001)
     scene.same(loop, job)
     with monkeypatch.context() as patched:
-        patched.setattr(index_files.IndexFolder, "write", _full)
+        patched.setattr(index_files, "_sha256", _full)  # after they are written
         served.follower.checkpoint()
         scene.fill(vectors(5), 2001)
         scene.same(loop, job)
     assert served.manifest.segment == 1
-    assert {path.name for path in served.folder.path.glob("graph-*")} == {"graph-00000001"}
+    assert {path.name for path in served.folder.path.iterdir() if path.name[0] in "gk"} == {
+        "graph-00000001", "keys-00000001.npz"
+    }  # fmt: skip
     loop.stop()
     scene.loops.remove(loop)
     assert not built_again(scene, monkeypatch)
 
 
 def _full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
+    raise OSError(28, "No space left on device", "/disk/file")
+
+
+def test_where_no_checkpoint_can_be_begun_the_journal_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scene.fill(vectors(50))
+    loop, job = scene.runner(), scene.job()
+    loop.ready(job)
+    served = loop.runner._served[job.id]
+    with monkeypatch.context() as patched:
+        patched.setattr(index_journal, "sync_folder", _full)
+        served.follower.checkpoint()
+    out = capfd.readouterr().out
+    assert "external_index_unsaved" in out and "journal-00000002: No space left on device. Make room" in out
+    scene.fill(vectors(5), 1001)
+    scene.same(loop, job)
+    assert [path.name for path in served.folder.path.glob("journal-*")] == ["journal-00000001"]
+    served.follower.checkpoint()
+    wait(lambda: served.manifest.segment == 2)
+    loop.stop()
+    scene.loops.remove(loop)
+    assert not built_again(scene, monkeypatch)
+
+
+def test_a_journal_that_cannot_be_written_is_a_sentence_and_the_index_answers_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.fill(vectors(50))
+    loop, job = scene.runner(), scene.job()
+    loop.ready(job)
+    with monkeypatch.context() as patched:
+        patched.setattr(index_journal, "_write", _full)
+        scene.fill(vectors(5), 1001)
+        with pytest.raises(Unavailable, match=r"journal-00000001: No space left on device\. Make room on the disk"):
+            loop.runs[0].result(20)
+        assert len(loop.runner.search("public.t.v", np.ones(8), 100)) == 50
+    assert not loop.ready(job).percents
+    scene.same(loop, job)
+
+
+@pytest.mark.parametrize("what", ["sync_folder", "_sha256", "journal", "save"])
+def test_a_build_that_finds_the_disk_full_fails_with_a_sentence(
+    scene: Scene, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.fill(vectors(50))
+    index_build.folder_of(scene.root, scene.job())  # the folder itself can be made
+    if what == "save":
+        monkeypatch.setattr(VectorIndex, "save", _full)
+    elif what == "journal":
+        monkeypatch.setattr(index_journal, "_write", _full)
+    else:
+        monkeypatch.setattr(index_files, what, _full)
+    loop = scene.runner()
+    _, run = loop.start(scene.job())
+    with pytest.raises(ConfigError, match=r"No space left on device\. Make room on the disk, or set WALVEC_INDEX_DIR"):
+        run.result(20)
+    assert scene.slots() == []
+    assert not list(folder(scene).iterdir())
+
+
+def test_files_that_cannot_be_written_at_the_start_are_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed(scene)
+    with monkeypatch.context() as patched:
+        patched.setattr(index_journal, "_write", _full)
+        _, run = scene.runner().start(scene.job())
+        with pytest.raises(Unavailable, match="No space left on device"):
+            run.result(20)
+    assert not built_again(scene, monkeypatch)
 
 
 def test_the_server_away_and_back_the_index_answers_throughout(scene: Scene) -> None:
