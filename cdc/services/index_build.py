@@ -28,6 +28,7 @@ from cdc.services.keyed_index import KeyedIndex, Make
 log = structlog.get_logger()
 
 _CHUNKS_AHEAD: Final = 16
+_QUICK: Final = 64  # rows of a journal are added to the index again, which takes longer than loading the base
 
 
 class Ended(Exception):
@@ -49,6 +50,7 @@ class Served:
     storage: str
     truncates: int = 0
     suspected: str = ""  # a storage that nothing has explained yet
+    is_followed: bool = False  # the table's changes are coming in
     is_closed: bool = False
     follower: IndexFollower = field(init=False)
 
@@ -90,6 +92,33 @@ class Served:
                 graph.unlink(missing_ok=True)
             raise
         self.journal.drop_before(checkpoint.segment)
+
+    def adopt(self, job: Job, spec: IndexSpec, observed: Observed) -> bool:
+        """Go on as the index of a job, which may have been edited.
+
+        Returns:
+            False where the job's index is made of or with something else, or somebody else has followed meanwhile.
+        """
+        alone = observed.slot.confirmed <= self.follower.durable and self.journal.is_newest()
+        if not alone or identity(job, spec, self.indexed) != self.manifest.identity:
+            return False
+        self.job, self.spec = job, spec
+        return True
+
+    def settle(self, timeout_s: float, *, save: bool) -> None:
+        """Wait until nothing is under way any more.
+
+        Args:
+            timeout_s: How long at most.
+            save: Save the index for the next start, unless that reads the journal as quickly.
+        """
+        size = self.index.count * 4 * (self.index.dimension or 0)
+        if save and not self.follower.failure and self.journal.bytes > size // _QUICK:
+            try:
+                self.follower.checkpoint()
+            except OSError as exc:
+                log.warning("external_index_unsaved", job=str(self.job.id), message=f"{exc.strerror or exc}.")
+        self.follower.wait_idle(timeout_s)
 
     def close(self) -> None:
         """End its threads. Its files stay, and it can be searched."""
@@ -159,7 +188,7 @@ def build(
     folder: IndexFolder,
     indexes: Indexes,
     idle_s: float,
-    note: Callable[[float], None],
+    note: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Served:
     """Make the index from the table, anew, and save it.
@@ -171,7 +200,7 @@ def build(
         folder: Where it is saved; emptied first.
         indexes: Makes indexes.
         idle_s: As of the follower.
-        note: Told the share that is done, 0 to 1.
+        note: Told the rows that are done, and about how many there are.
         stop: Ends the work.
 
     Raises:
@@ -199,7 +228,7 @@ def _build(
     folder: IndexFolder,
     indexes: Indexes,
     idle_s: float,
-    note: Callable[[float], None],
+    note: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Served:
     if indexed.dimension is not None:
@@ -218,7 +247,7 @@ def _build(
             if len(chunk.vectors):
                 indexes.check_room(spec, chunk.vectors.shape[1], room)
         index.load(chunk.keys, chunk.vectors, room)
-        note(done / max(rows, done, 1))
+        note(done, max(rows, done, 1))
     if stop.is_set():
         raise Ended
     source.end()
