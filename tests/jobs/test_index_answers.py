@@ -1,6 +1,7 @@
 """External indexes through the daemon: under which names they are searched, and what status, metrics and sync say."""
 
 import json
+import time
 
 import psycopg
 import pytest
@@ -122,3 +123,20 @@ def test_sync_waits_for_an_index_that_is_being_built(db, database18, one):
     code, answer = ask(port, "/v1/sync", {"timeout_s": 60})
     assert (code, json.loads(answer)) == (200, {"synced": True})
     assert search(port, "public.points.v")[0] == 200
+
+
+def test_an_edited_row_leaves_no_search_without_an_answer(db, database18, one):
+    port = port_of(one)
+    id = add_index(db, database18)
+    finished(db, "external_index_jobs", id, lambda: one.log)
+    for change in ("ef = 65", "m = 12"):
+        db.execute(f"UPDATE external_index_jobs SET {change}")
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            assert search(port, "public.points.v")[0] == 200
+        said = {event["event"] for event in one.events}
+        assert "external_index_opened" not in said
+        assert ("external_index_refused" in said) == (change == "m = 12")  # what was saved is of no use for that
+    db.execute("INSERT INTO points VALUES (5000, ARRAY[5000, 1])")
+    asked = {"pipeline": "public.points.v", "vector": [5000, 1], "k": 1}
+    eventually(lambda: '"id":5000' in ask(port, "/v1/search", asked)[1].replace(" ", ""), 10, one.log)
