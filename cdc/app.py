@@ -219,6 +219,7 @@ def make_engine(
     control = ControlSession(settings)
 
     async def look_for_jobs() -> None:
+        await control.open()  # where the publication is missing, nobody else has
         row = await control.one("has_jobs", {})
         if row is not None and row[0] and jobs_found is not None:
             jobs_found()

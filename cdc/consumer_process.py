@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,12 @@ class ConsumerView(EngineFace):
             except UnknownPipeline:
                 pass
         return super().search(pipeline, query=query, vector=vector, k=k, filter=filter, ef=ef)
+
+    def sync(self, timeout_s: float) -> bool:
+        """Wait until all that was committed before the call is settled, by the jobs too; False when time ran out."""
+        deadline = time.monotonic() + timeout_s
+        daemon = self._jobs.daemon
+        return super().sync(timeout_s) and (daemon is None or daemon.view.sync(max(0.0, deadline - time.monotonic())))
 
 
 def run(settings: Settings, serve: Serve | None = None) -> int:

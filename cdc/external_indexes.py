@@ -10,6 +10,7 @@ from typing import TypeVar
 from cdc.config import Settings
 from cdc.errors import ConfigError
 from cdc.jobs import IndexSpec
+from cdc.ports import Observer
 from cdc.ports.indexes import Flags, Floats, Labels
 from cdc.postgres.external_index import PostgresIndexSource
 from cdc.services.external_index import IndexRunner, IndexTuning
@@ -21,12 +22,14 @@ _SHARE = 0.8
 """Of the memory that is available when an index is built, where nobody sets ``WALVEC_INDEX_MEMORY``."""
 
 
-def make_index_runner(settings: Settings, tuning: IndexTuning | None = None) -> IndexRunner:
-    """Return a runner of external index jobs. Call it where an event loop runs."""
+def make_index_runner(
+    settings: Settings, tuning: IndexTuning | None = None, observer: Observer | None = None
+) -> IndexRunner:
+    """Return a runner of external index jobs, which tells ``observer``. Call it where an event loop runs."""
     if tuning is None:
         tuning = IndexTuning(rebuild_share=settings.index_rebuild_percent / 100)
     indexes = HnswIndexes(settings.index_threads, settings.index_memory)
-    return IndexRunner(Path(settings.index_dir).absolute(), indexes, PostgresIndexSource, tuning)
+    return IndexRunner(Path(settings.index_dir).absolute(), indexes, PostgresIndexSource, tuning, observer)
 
 
 class HnswIndexes:

@@ -107,7 +107,7 @@ class Daemon:
         if JobKind.EXTERNAL_INDEX in kinds:
             from cdc.external_indexes import make_index_runner  # loads hnswlib
 
-            indexes = make_index_runner(self._settings)
+            indexes = make_index_runner(self._settings, observer=self._metrics)
             runners[JobKind.EXTERNAL_INDEX] = self.view.indexes = indexes
         if JobKind.AUTOTUNE in kinds:
             from cdc.autotune import autotune_runner
@@ -147,6 +147,7 @@ class Daemon:
     def stop(self) -> None:
         """End :meth:`run`: work in flight is finished and acknowledged."""
         self._stopping.set()
+        self._stop_indexes()
         for director in self.directors():
             director.stop()
 
@@ -210,7 +211,12 @@ class Daemon:
         store = PostgresBooks(self._at(url), place, books, extras)
         return Director(store, self._runners, where, self._plan.label, self._meter, logs.clean)
 
+    def _stop_indexes(self) -> None:
+        if self.view.indexes is not None:
+            self.view.indexes.stop()
+
     async def _wind_up(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._stop_indexes()
         for director in self.directors():
             director.stop()
         ends = [task for _, task in self._served.values()]

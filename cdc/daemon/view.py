@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 from cdc.app import first_vector
 from cdc.config import Settings
+from cdc.daemon.index_jobs import IndexSearch, IndexWait, filled
 from cdc.errors import ConfigError, UnknownPipeline, WalvecError
 from cdc.flow.merged import STATES, Part, merged
 from cdc.jobs import EmbeddingSpec, IndexSpec, JobState
@@ -24,18 +25,6 @@ from cdc.telemetry.metrics import Metrics
 
 TURN_S = 0.25
 """Seconds between two snapshots."""
-
-
-class IndexSearch(Protocol):
-    """What is needed of the runner of external indexes."""
-
-    def names(self) -> list[str]:
-        """Return what can be searched."""
-        ...
-
-    def search(self, pipeline: str, vector: Sequence[float], k: int, ef: int | None) -> list[dict[str, object]]:
-        """Return up to ``k`` rows nearest to ``vector``. Blocks; any thread."""
-        ...
 
 
 class DaemonView:
@@ -86,25 +75,31 @@ class DaemonView:
         ef: int | None = None,
     ) -> list[dict[str, object]]:
         """Return up to ``k`` rows nearest to ``query`` or ``vector``: from the external index, where there is one."""
+        indexes = self.indexes
+        indexed = indexes is not None and pipeline in indexes.names()
+        if indexes is not None and indexed and not filter:
+            if vector is None:
+                place, column = indexes.column(pipeline)
+                vector = self._embedded(column, self._home(place, column), query or "")
+            return indexes.search(pipeline, vector, k, ef)
         name, home = self._find(pipeline)
-        indexed = self.indexes is not None and name in self.indexes.names()
-        if home is None and not indexed:
+        if home is None and indexed:
+            raise ConfigError(f"{pipeline} is an external index, which takes no filter.", "Leave the filter out.")
+        if home is None:
             raise UnknownPipeline(f'There is no pipeline "{pipeline}".', f"Pipelines: {', '.join(self._names())}.")
         if vector is None:
             vector = self._embedded(name, home, query or "")
-        if indexed and not filter and self.indexes is not None:
-            return self.indexes.search(name, vector, k, ef)
-        if home is None:
-            raise ConfigError(f"{pipeline} is an external index, which takes no filter.", "Leave the filter out.")
         settings = self._settings(home.url, home.identity)
         with connect_sync(settings, "search") as conn:
             return nearest(conn, searchable(conn, settings.schema, name), vector, k, filter, ef)
 
     def sync(self, timeout_s: float) -> bool:
-        """Wait until all that was committed before the call, on every database, is settled."""
+        """Wait until all that was committed before the call, on every database, is settled and can be found."""
         deadline = time.monotonic() + timeout_s
         waiting = [Sync(self._settings(home.url, home.identity), lambda _: None) for home in self._running()]
-        return all(one.wait(max(0.0, deadline - time.monotonic())) for one in waiting)
+        indexes = IndexWait(self.indexes, self._directors) if self.indexes is not None else None
+        settled = all(one.wait(max(0.0, deadline - time.monotonic())) for one in waiting)
+        return settled and (indexes is None or indexes.wait(deadline))
 
     # -- putting it together ----------------------------------------------------------------------------------------
 
@@ -151,7 +146,10 @@ class DaemonView:
         if embeds and state is PipelineState.READY:
             state = PipelineState.WAITING  # its engine is not there: its database is away, say
         reason = asked.reason if asked.state is JobState.FAILED else self._slot_reason(member)
-        return PipelineStatus(name, model=model, state=state, reason=self._clean(reason))
+        status = PipelineStatus(name, model=model, state=state, reason=self._clean(reason))
+        if isinstance(spec, IndexSpec) and self.indexes is not None:
+            return filled(replace(status, pipeline=f"{name}/{member.id.id}"), self.indexes.standing(member.id))
+        return status
 
     def _slot_reason(self, member: Member) -> str:
         job = member.job
@@ -182,7 +180,11 @@ class DaemonView:
         if len(found) > 1:
             places = ", ".join(f"{home.place}/{name}" for name, home in found)
             raise ConfigError(f"Several databases have a pipeline {pipeline}.", f"Name one of them: {places}.")
-        return found[0] if found else (pipeline.rpartition("/")[2] if "/" in pipeline else pipeline, None)
+        return found[0] if found else (pipeline, None)
+
+    def _home(self, place: str, column: str) -> Home | None:
+        """Return the engine that writes a column; None where there is none."""
+        return next((home for home in self._running() if home.place == place and column in home.choices), None)
 
     def _embedded(self, name: str, home: Home | None, query: str) -> list[float]:
         choice = home.choices.get(name) if home is not None else None

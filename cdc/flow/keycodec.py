@@ -86,9 +86,8 @@ class KeyCodec:
         if isinstance(key, int):
             return {self.columns[0].name: key}
         if not self.is_fixed:
-            return {
-                c.name: cell.decode("utf-8", "replace") for c, cell in zip(self.columns, self._cells(key), strict=True)
-            }
+            cells = zip(self.columns, self._cells(key), strict=True)
+            return {column.name: _readable(cell, column) for column, cell in cells}
         found: dict[str, Any] = {}
         key, start = key.ljust(sum(self.widths), b"\0"), 0
         for column, width in zip(self.columns, self.widths, strict=True):
@@ -118,3 +117,8 @@ class KeyCodec:
     def unpack(self, data: bytes) -> IndexKey:
         """Return the key that :meth:`pack` made ``data`` of."""
         return int.from_bytes(data, "little", signed=True) if self.is_int else data
+
+
+def _readable(cell: bytes, column: Column) -> int | str:
+    """Return a cell in the server's text form as people read it."""
+    return int(cell) if column.base_type in _INTEGERS else cell.decode("utf-8", "replace")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cdc.errors import PipelineFault
+from cdc.errors import ConfigError, PipelineFault
 from cdc.rows import Table
 
 Floats = NDArray[np.float32]
@@ -24,6 +24,7 @@ _BITS: Final = {"bit": "u1", "_int4": ">i4"}
 _ARRAYS: Final = ("_float4", "_float8", "_int4")
 _NAMES: Final = {"_float4": "real[]", "_float8": "double precision[]", "_int4": "integer[]"}
 _INT_BITS: Final = 32
+_INT4_END: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,18 @@ class VectorFormat:
             return narrow
 
     def from_numbers(self, numbers: NDArray[np.float64]) -> Floats:
-        """Return the vector that somebody searches with, given as numbers: as they are, but for integers' bits."""
+        """Return the vector that somebody searches with, given as numbers: as they are, but for integers' bits.
+
+        Raises:
+            ConfigError: they are not what the column's type holds.
+        """
+        if self.base == "bit" and not np.isin(numbers, (0, 1)).all():
+            raise ConfigError("The column holds bits, so a vector to search with has a 0 or a 1 for each.")
+        if self.base == "_int4" and not ((numbers == np.rint(numbers)) & (np.abs(numbers + 0.5) < _INT4_END)).all():
+            raise ConfigError(
+                "The column holds integer[], so a vector to search with has whole numbers, from -2147483648 to "
+                "2147483647."
+            )
         return _bits(numbers[None, :])[0] if self.base == "_int4" else numbers.astype(np.float32)
 
     def usable(self, vectors: Floats) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg
@@ -12,6 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from cdc.errors import Unavailable
+from cdc.lsn import parse_lsn
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.control import installed_version
 from cdc.postgres.published import fault, published
@@ -28,6 +30,30 @@ SHOWN_S: Final = 1.0
 
 Conn = psycopg.Connection[TupleRow]
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A database, and no slot."""
+
+    database_url: str = field(repr=False)
+    slot: str = ""
+
+
+def mark(url: str) -> int:
+    """Write a message of ours into a database's WAL, and return its position: all commits before stand below.
+
+    Raises:
+        ConfigError: the database will not let us in, or is a standby.
+        Unavailable: it is away.
+    """
+    with connect_sync(_Place(url), "sync") as conn:
+        try:
+            row = conn.execute(bound("sync", "mark"), {}).fetchone()
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+    assert row is not None, "the statement always gives one row"
+    return parse_lsn(row[0])
 
 
 class Sync:

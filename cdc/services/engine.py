@@ -195,6 +195,9 @@ class Engine:
             self._standing.database_ok = True
             self._standing.set_slot(SlotState.PUBLICATION_MISSING, str(exc))
             await self._standing.say_slot()
+            if self._at_look is not None:  # jobs have publications of their own
+                with contextlib.suppress(WalvecError):
+                    await self._at_look()
             pause = 1.0
         else:
             self._standing.database_ok = not isinstance(exc, Unavailable) or isinstance(exc, Fenced)

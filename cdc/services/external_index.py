@@ -6,20 +6,19 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline
+from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable
 from cdc.jobs import IndexSpec, Job, JobId
+from cdc.ports import Observer
 from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
+from cdc.services.index_answers import IndexAnswers, status_name
 from cdc.services.index_build import Ended, build, folder_of, reopen
 from cdc.services.index_checks import StartOver, check
 from cdc.services.index_files import IndexRefused
@@ -32,6 +31,7 @@ log = structlog.get_logger()
 _LOOK_S: Final = 0.25
 _AGAIN_S: Final = 5.0
 _ALL: Final = 99  # per cent; the last is for "finished"
+_SAVING_S: Final = 30.0  # at the end: longer than that, and the next start reads the journal
 _HALF: Final = 50  # of a job that builds an index in the database, too
 
 
@@ -41,16 +41,18 @@ class IndexTuning:
 
     ``rebuild_share``: the share of deleted elements at which an index is made fresh. ``journal_bytes``: the least size
     of a journal at which the index is saved; a large index waits until its journal is a quarter of its size.
-    ``check_s``: seconds between looks at the table's definition. ``idle_s``: as of the follower.
+    ``check_s``: seconds between looks at the table's definition. ``idle_s``: as of the follower. ``rest_s``: seconds
+    that an index answers on after its job was ended: that of an edited job goes on at once.
     """
 
     rebuild_share: float = 0.25
     journal_bytes: int = 32 << 20
     check_s: float = 5.0
     idle_s: float = 5.0
+    rest_s: float = 10.0
 
 
-class IndexRunner:
+class IndexRunner(IndexAnswers):
     """Implements :class:`cdc.ports.jobs.JobRunner` for external index jobs, and answers searches in their indexes.
 
     Args:
@@ -58,100 +60,66 @@ class IndexRunner:
         indexes: Makes them.
         source: Returns the table of a job.
         tuning: How they are kept.
+        observer: Told what happens, with the names of :func:`status_name`.
     """
 
     def __init__(
-        self, root: Path, indexes: Indexes, source: Callable[[Job, IndexSpec], IndexSource], tuning: IndexTuning
+        self,
+        root: Path,
+        indexes: Indexes,
+        source: Callable[[Job, IndexSpec], IndexSource],
+        tuning: IndexTuning,
+        observer: Observer | None = None,
     ) -> None:
+        super().__init__()
         self._root = root
         self._indexes = indexes
         self._source = source
         self._tuning = tuning
-        self._served: dict[JobId, Served] = {}
+        self._observer = observer
+        self._stopping = False
+        self._resting: dict[JobId, asyncio.TimerHandle] = {}  # of jobs that were ended, and may go on
         self._building = asyncio.Semaphore(1)  # a build uses all cores, and memory that the next must see gone
-
-    # -- questions --------------------------------------------------------------------------------------------------
-
-    def names(self) -> list[str]:
-        """Return the names under which indexes can be searched."""
-        return sorted(set().union(*map(_names, list(self._served.values()))))
-
-    def applied_lsn(self, job: JobId) -> int:
-        """Return the position up to which all commits can be found in a job's index, 0 where there is none."""
-        served = self._served.get(job)
-        return served.follower.applied if served is not None else 0
-
-    def search(
-        self, name: str, vector: Sequence[float] | NDArray[Any], k: int, ef: int | None = None
-    ) -> list[dict[str, object]]:
-        """Return up to ``k`` rows nearest to ``vector``, nearest first. Any thread; takes milliseconds.
-
-        Args:
-            name: ``schema.table.column``, the name of the job's index, or the job (``schema.jobs_table/7``).
-            vector: The numbers that the column's type would hold: bits for ``bit``, integers for ``integer[]``.
-            k: How many.
-            ef: Candidates to look at; None: what the job says.
-
-        Returns:
-            ``{"key": {column: value}, "distance": float, "content": None}`` for each; the distance is the operator's.
-
-        Raises:
-            UnknownPipeline: no index that is built goes by this name.
-            ConfigError: several do, or the vector does not fit.
-        """
-        served = self._find(name)
-        numbers = np.asarray(vector, np.float64)  # integers would lose their last bits in float32
-        if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
-            raise ConfigError("A search needs a vector of finite numbers.")
-        wanted = served.index.dimension
-        asked = served.form.from_numbers(numbers)
-        if wanted is not None and len(asked) != wanted:
-            raise ConfigError(
-                f"{name} holds vectors of {served.form.elements(wanted)} dimensions; the one given has {len(numbers)}."
-            )
-        if not served.form.usable(asked[None, :])[0]:
-            raise ConfigError("A vector of zeros has no direction, so nothing is near it by cosine distance.")
-        found = served.index.search(asked, k, ef or served.spec.ef)
-        codec = served.index.codec
-        return [{"key": codec.to_object(key), "distance": distance, "content": None} for key, distance in found]
-
-    def _find(self, name: str) -> Served:
-        found = [served for served in list(self._served.values()) if name in _names(served)]
-        if not found:
-            known = ", ".join(self.names()) or "none yet"
-            raise UnknownPipeline(f'There is no index "{name}" that is built.', f"Indexes: {known}.")
-        if len(found) > 1:
-            jobs = ", ".join(str(served.job.id) for served in found)
-            raise ConfigError(f'Several indexes are of "{name}".', f"Name the job: {jobs}.")
-        return found[0]
 
     # -- running ----------------------------------------------------------------------------------------------------
 
     async def run(self, job: Job, report: JobReport) -> None:
         """Build the job's index, or open it as it was saved, and keep it in step until cancelled.
 
-        While the database is away the index stays, and answers as it was.
+        While the database is away the index stays, and answers as it was. So it does for a while when it is cancelled:
+        an edited job is run again at once.
         """
         spec = job.spec
         assert isinstance(spec, IndexSpec)
-        source = self._source(job, spec)
-        await report.started()
-        over = -_AGAIN_S
+        self._wake(job.id)
+        self._running.add(job.id)
         try:
-            while True:
-                try:
-                    await self._keep(job, spec, source, report)
-                except (StartOver, SlotLost, PublicationMissing) as exc:
-                    log.warning("external_index_restarted", job=str(job.id), message=str(exc))
-                    if time.monotonic() - over < _AGAIN_S:
-                        await asyncio.sleep(_AGAIN_S)  # it happens again and again: not as fast as it can
-                    over = time.monotonic()
-                    await self._build(job, spec, source, report)
+            await self._run(job, spec, report)
         except Unavailable:
             raise  # it stays, and answers as it is
+        except asyncio.CancelledError:
+            self._rest(job.id)
+            await self._leave(job.id)
+            raise
         except BaseException:
             await self._forget(job.id)
             raise
+        finally:
+            self._running.discard(job.id)
+
+    async def _run(self, job: Job, spec: IndexSpec, report: JobReport) -> None:
+        source = self._source(job, spec)
+        await report.started()
+        over = -_AGAIN_S
+        while True:
+            try:
+                await self._keep(job, spec, source, report)
+            except (StartOver, SlotLost, PublicationMissing) as exc:
+                log.warning("external_index_restarted", job=str(job.id), message=str(exc))
+                if time.monotonic() - over < _AGAIN_S:
+                    await asyncio.sleep(_AGAIN_S)  # it happens again and again: not as fast as it can
+                over = time.monotonic()
+                await self._build(job, spec, source, report)
 
     async def discard(self, job: Job) -> None:
         """Remove a job's slot, publication and files."""
@@ -161,7 +129,35 @@ class IndexRunner:
         await in_thread(source.discard, source.interrupt)
         await asyncio.to_thread(folder_of(self._root, job).remove)
 
+    def stop(self) -> None:
+        """Hear that the process ends: jobs that are cancelled from now on save their indexes for the next start."""
+        self._stopping = True
+
+    async def _leave(self, id: JobId) -> None:
+        """Let an index answer on until its job goes on, or does not; at the end of the process, save it."""
+        served = self._served.get(id)
+        if served is None or served.is_closed:
+            return
+        # What is not applied or saved yet is, before the job's claim is given up: the next one may open the same files.
+        await whole(asyncio.to_thread(served.settle, _SAVING_S, save=self._stopping))
+        if self._stopping:
+            await whole(asyncio.to_thread(served.close))
+
+    def _rest(self, id: JobId) -> None:
+        tasks = set[asyncio.Task[None]]()
+
+        def over() -> None:
+            tasks.add(asyncio.create_task(self._forget(id)))  # held, or it might be collected
+
+        self._wake(id)
+        self._resting[id] = asyncio.get_running_loop().call_later(self._tuning.rest_s, over)
+
+    def _wake(self, id: JobId) -> None:
+        if (timer := self._resting.pop(id, None)) is not None:
+            timer.cancel()
+
     async def _forget(self, id: JobId) -> None:
+        self._wake(id)
         served = self._served.pop(id, None)
         if served is not None:
             await whole(asyncio.to_thread(served.close))
@@ -170,13 +166,13 @@ class IndexRunner:
         """Follow the table from what there is; build that first, if it must be."""
         observed = await in_thread(source.observe, source.interrupt)
         served = self._served.get(job.id)
-        if served is not None and (served.spec != spec or served.job.table != job.table or served.follower.failure):
-            await self._forget(job.id)
-            served = None
+        if served is not None and (not served.adopt(job, spec, observed) or served.follower.failure):
+            await whole(asyncio.to_thread(served.close))  # it answers until another one takes its place
         if served is None or served.is_closed:
             served = await self._reopen(job, spec, source, observed) or await self._build(job, spec, source, report)
         else:
             check(served, observed)
+        served.follower.meter.tell(self._observer, status_name(job))
         tasks = [
             asyncio.create_task(self._follow(served, source)),
             asyncio.create_task(self._finish(served, source, report)),
@@ -208,18 +204,38 @@ class IndexRunner:
         old = self._served.get(job.id)
         if old is not None:
             await whole(asyncio.to_thread(old.close))
-        done, stop = [0.0], threading.Event()
+        stop = threading.Event()
         folder = folder_of(self._root, job)
         most = _HALF if spec.name else _ALL
 
         def work() -> Served:
-            note = partial(done.__setitem__, 0)
             served = build(job, spec, source, folder, self._indexes, self._tuning.idle_s, note, stop)
             self._served[job.id] = served  # here, so that it is known even where nobody waits for it any more
             return served
 
+        def note(done: int, total: int) -> None:
+            self._builds[job.id] = done, total
+
+        def percent() -> int:
+            done, total = self._builds[job.id]
+            return most * done // max(total, 1)
+
+        self._builds[job.id] = 0, 0
+        try:
+            return await self._built(work, source, stop, report, percent)
+        finally:
+            del self._builds[job.id]
+
+    async def _built(
+        self,
+        work: Callable[[], Served],
+        source: IndexSource,
+        stop: threading.Event,
+        report: JobReport,
+        percent: Callable[[], int],
+    ) -> Served:
         async with self._building:
-            telling = asyncio.create_task(_tell(report, lambda: int(done[0] * most)))
+            telling = asyncio.create_task(_tell(report, percent))
             try:
                 return await in_thread(work, source.interrupt, stop)
             except Ended:
@@ -253,6 +269,7 @@ class IndexRunner:
                 raise StartOver("The server was failed over or restored.")
             follower.wake = stream.acknowledge
             stream.begin()
+            served.is_followed = True
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), self._tuning.check_s)
@@ -265,7 +282,7 @@ class IndexRunner:
                 check(served, await in_thread(source.observe, source.interrupt))
                 refreshing = self._tend(served, refreshing)
         finally:
-            follower.wake = lambda: None
+            follower.wake, served.is_followed = lambda: None, False
             if refreshing is not None:
                 await end([refreshing])
             await whole(stream.close(drain=True))
@@ -307,8 +324,3 @@ async def _tell(report: JobReport, percent: Callable[[], int]) -> None:
         if (now := percent()) > last:
             last = now
             await report.progress(now)
-
-
-def _names(served: Served) -> set[str]:
-    job = served.job
-    return {job.pipeline, str(job.id), served.spec.name, f"{job.place}/{job.pipeline}"} - {""}

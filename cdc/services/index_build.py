@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from cdc.ports.indexes import Chunk, Indexed, Indexes, IndexSource, Observed, Or
 from cdc.services.index_files import IndexFolder, IndexRefused, Manifest, writing
 from cdc.services.index_follower import Checkpoint
 from cdc.services.index_journal import Journal, JournalDamaged, Place
-from cdc.services.index_served import Served
+from cdc.services.index_served import Served, identity
 from cdc.services.keyed_index import KeyedIndex, Make
 
 log = structlog.get_logger()
@@ -32,12 +31,6 @@ _CHUNKS_AHEAD: Final = 16
 
 class Ended(Exception):
     """The work was ended on request."""
-
-
-def identity(job: Job, spec: IndexSpec, indexed: Indexed) -> str:
-    """Return a digest of all that an index is made of and with: another one, another index."""
-    parts = [str(job.id), job.id.database, job.place, str(job.table), spec.column, spec.metric, spec.m]
-    return hashlib.sha256(json.dumps([*parts, spec.ef_construction, indexed.identity]).encode()).hexdigest()
 
 
 def folder_of(root: Path, job: Job) -> IndexFolder:
@@ -105,7 +98,7 @@ def build(
     folder: IndexFolder,
     indexes: Indexes,
     idle_s: float,
-    note: Callable[[float], None],
+    note: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Served:
     """Make the index from the table, anew, and save it.
@@ -117,7 +110,7 @@ def build(
         folder: Where it is saved; emptied first.
         indexes: Makes indexes.
         idle_s: As of the follower.
-        note: Told the share that is done, 0 to 1.
+        note: Told the rows that are done, and about how many there are.
         stop: Ends the work.
 
     Raises:
@@ -146,7 +139,7 @@ def _build(
     folder: IndexFolder,
     indexes: Indexes,
     idle_s: float,
-    note: Callable[[float], None],
+    note: Callable[[int, int], None],
     stop: threading.Event,
 ) -> Served:
     if indexed.dimension is not None:
@@ -166,7 +159,7 @@ def _build(
             if len(chunk.vectors):
                 indexes.check_room(spec, chunk.vectors.shape[1], room)
         index.load(chunk.keys, chunk.vectors, room)
-        note(done / max(rows, done, 1))
+        note(done, max(rows, done, 1))
     if stop.is_set():
         raise Ended
     source.end()

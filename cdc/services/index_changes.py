@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from struct import Struct
 
@@ -26,7 +27,8 @@ class ChangeReader:
     """Reads what one connection sends.
 
     ``is_open``: a transaction is under way. ``ended``: the end of the newest one that is complete. ``commit`` and
-    ``taken``: the transaction of which a part was taken in, and how many of its row changes were.
+    ``taken``: the transaction of which a part was taken in, and how many of its row changes were. ``committed_us``:
+    when the one under way was committed, by the server's clock. ``tags``: changes by kind, until they are taken.
 
     Args:
         indexed: The column, as it was when the index was made.
@@ -42,6 +44,8 @@ class ChangeReader:
         self.ended = 0
         self.commit, self.taken = place.commit, place.changes
         self._seen = 0  # row changes of the transaction under way
+        self.committed_us = 0
+        self.tags: Counter[bytes] = Counter()
         self._indexed = indexed
         self._column = column
         self._format = form
@@ -89,10 +93,12 @@ class ChangeReader:
     def _message(self, frame: bytes, written: int, changes: list[Change]) -> int:
         tag = frame[BODY : BODY + 1]
         if tag == _BEGIN and len(frame) == BODY + 21:
-            self._begin(int(_BEGIN_BODY(frame, BODY + 1)[0]), written)
+            lsn, committed, _ = _BEGIN_BODY(frame, BODY + 1)
+            self._begin(int(lsn), written)
+            self.committed_us = 0 if self._skip else committed
             return 0
         if tag == _COMMIT and len(frame) == BODY + 26:
-            self.is_open = False
+            self.is_open, self.committed_us = False, 0
             end = int(_COMMIT_BODY(frame, BODY + 1)[1])
             self.ended = max(self.ended, end)
             if self._skip:
@@ -105,6 +111,7 @@ class ChangeReader:
         elif isinstance(message, Truncate) and not self._skip:
             if any(oid in self._relations for oid in message.relation_oids) and self._is_new():
                 changes.append(Change("clear"))
+                self.tags[tag] += 1
         elif tag in (b"I", b"U", _DELETE):
             raise DecodeError("A change does not fit the table that was announced.")
         return 0
@@ -130,6 +137,7 @@ class ChangeReader:
             self._decoders[key] = (tag, decoder)
 
     def _change(self, tag: bytes, decoder: RowDecoder, frame: bytes, changes: list[Change]) -> None:
+        self.tags[tag] += 1
         if tag == _DELETE:
             changes.append(Change("drop", self._key(decoder.delete(frame))))
             return

@@ -23,8 +23,9 @@ from cdc.ports.indexes import Indexed
 from cdc.services.index_changes import ChangeReader
 from cdc.services.index_files import unwritable, writing
 from cdc.services.index_journal import Change, Journal, Place
+from cdc.services.index_meter import IndexMeter
 from cdc.services.keyed_index import KeyedIndex
-from cdc.wire.frames import KEEPALIVE, Keepalive, parse_frame
+from cdc.wire.frames import KEEPALIVE, Keepalive, parse_frame, unix_us
 
 log = structlog.get_logger()
 
@@ -77,6 +78,7 @@ class IndexFollower:
         self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
         self.failed: Callable[[], None] = lambda: None
         self.unsaved: Callable[[OSError], None] = lambda exc: None  # no checkpoint could be begun
+        self.meter = IndexMeter()
         self._index = index
         self._journal = journal
         self._save = save
@@ -86,6 +88,7 @@ class IndexFollower:
         self._handed = threading.Condition(self._lock)
         self._queue: deque[tuple[int, list[Change]] | Checkpoint] = deque()
         self._waiting = 0
+        self._idle = True  # nothing waits, and nothing is being applied or saved
         self._place = place  # of what is handed over
         self._durable = self._received = self._applied = place.lsn
         self._applied_now = threading.Condition()
@@ -120,6 +123,10 @@ class IndexFollower:
         with self._applied_now:
             return self._applied_now.wait_for(lambda: self._applied >= lsn, timeout_s)
 
+    def behind(self) -> tuple[int, float]:
+        """Return how many changes wait, and when the oldest was committed (seconds since the epoch; 0: none waits)."""
+        return self.meter.waiting, self.meter.oldest
+
     def checkpoint(self) -> None:
         """Have the index saved: the journal goes on in a new segment, and what it held before goes with the base.
 
@@ -134,7 +141,18 @@ class IndexFollower:
                 self.unsaved(exc)
                 return
             self._queue.append(Checkpoint(segment, self._place))
+            self._idle = False
             self._handed.notify_all()
+
+    @property
+    def durable(self) -> int:
+        """The position up to which the disk holds all there was."""
+        return self._durable
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Wait until all that was handed over is applied, and saved where that was asked for; or time ran out."""
+        with self._applied_now:
+            self._applied_now.wait_for(lambda: self._idle or self.failure is not None, timeout_s)
 
     def close(self) -> None:
         """Make what was handed over durable, and end the threads. What is not applied yet, the journal has."""
@@ -184,6 +202,7 @@ class IndexFollower:
             raise self.failure
         keepalives, changes = list[Keepalive](), list[Change]()
         reader, lsn = self._reader, 0
+        since = reader.committed_us
         for frame in frames:
             if frame[0] == KEEPALIVE:
                 keepalive = parse_frame(frame)
@@ -193,13 +212,17 @@ class IndexFollower:
                     lsn = max(lsn, keepalive.wal_end)
             else:
                 lsn = max(lsn, reader.read(frame, self._written, changes))
+                since = since or reader.committed_us
         self._received = max(self._received, reader.ended)
         self.truncates += sum(change.what == "clear" for change in changes)
         if changes or lsn > self._written:
-            self._hand_over(lsn, changes)
+            self._hand_over(lsn, changes, unix_us(since) / 1e6)
+        if reader.tags:
+            self.meter.decoded(reader.tags)
+            reader.tags.clear()
         return keepalives
 
-    def _hand_over(self, lsn: int, changes: list[Change]) -> None:
+    def _hand_over(self, lsn: int, changes: list[Change], committed: float) -> None:
         with self._lock:
             lsn = max(lsn, self._written)
             place = Place(lsn, self._reader.commit, self._reader.taken)
@@ -208,6 +231,8 @@ class IndexFollower:
             self._place = place
             self._queue.append((lsn, changes))
             self._waiting += len(changes)
+            self._idle = False
+            self.meter.read(len(changes), committed)
             self._handed.notify_all()  # now, before the disk has it: a search need not wait for that
             self._noted_at = time.monotonic()
         with self._syncing:
@@ -226,10 +251,14 @@ class IndexFollower:
         except Exception as exc:  # a bug must end the job, not leave it behind the table for ever
             self.failure = WalvecError(f"Keeping the index failed: {type(exc).__name__}: {exc}.")
         if self.failure is not None:
+            with self._applied_now:
+                self._applied_now.notify_all()  # who waits would wait for ever
             self.failed()
 
     def _apply(self) -> bool:
         with self._handed:
+            if not self._queue:
+                self._rest()
             self._handed.wait_for(lambda: self._queue or self._stopping)
             if not self._queue:
                 return False
@@ -241,10 +270,17 @@ class IndexFollower:
         self._index.apply(changes)
         with self._lock:
             self._waiting -= len(changes)
+            commits = self.meter.applied(len(changes))
         with self._applied_now:
             self._applied = max(self._applied, lsn)
             self._applied_now.notify_all()
+        self.meter.found(commits, sum(change.what == "put" for change in changes))
         return True
+
+    def _rest(self) -> None:
+        with self._applied_now:
+            self._idle = True
+            self._applied_now.notify_all()
 
     def _take(self) -> tuple[int, list[Change]] | Checkpoint:
         """Take what comes first, and what follows it, up to a checkpoint or a group's size."""

@@ -142,6 +142,10 @@ class Journal:
                 os.close(self._file)
                 self._file = -1
 
+    def is_newest(self) -> bool:
+        """Whether the segment that is open is there and the last: nobody else has written since."""
+        return max((number for number, _ in self._segments()), default=0) == self.segment
+
     def drop_before(self, segment: int) -> None:
         """Remove the segments below this number: the base holds what they hold."""
         for number, path in self._segments():

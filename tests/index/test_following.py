@@ -152,7 +152,9 @@ VALUES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("types", ["text", "uuid", "oid", "bigint, smallint", "uuid, bigint", "char(5), numeric"])
+@pytest.mark.parametrize(
+    "types", ["text", "uuid", "oid", "bigint, smallint", "uuid, bigint", "char(5), numeric", "text, bigint"]
+)
 def test_keys_of_any_type(scene: Scene, types: str) -> None:
     kinds = dict(zip("ab", types.split(", "), strict=False))
     cells = ", ".join(kinds)

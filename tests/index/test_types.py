@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cdc.errors import ConfigError
 from cdc.jobs import OPERATORS
 from tests.index.conftest import Scene, wait
 
@@ -165,3 +166,27 @@ def test_what_does_not_fit_is_refused_in_a_sentence(scene: Scene) -> None:
     with pytest.raises(Exception, match="Name the job"):
         loop.runner.search("public.t.v", np.ones(8), 3)
     assert len(loop.runner.search("public.external_index_jobs/8", np.ones(8), 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "asked", "said"),
+    [
+        ("bit(8)", "B'10000000'", [5, 0, 0, 0, 0, 0, 0, 0], "a 0 or a 1"),
+        ("bit(8)", "B'10000000'", [0.5, 0, 0, 0, 0, 0, 0, 0], "a 0 or a 1"),
+        ("integer[]", "ARRAY[1, 2]", [0.7, 1], "whole numbers"),
+        ("integer[]", "ARRAY[1, 2]", [1, 1e12], "whole numbers"),
+        ("integer[]", "ARRAY[1, 2]", [1, 2**31], "whole numbers"),
+        ("integer[]", "ARRAY[1, 2]", [1, -(2**31) - 1], "whole numbers"),
+    ],
+)
+def test_a_query_that_the_column_could_not_hold_is_refused(
+    scene18: Scene, type: str, value: str, asked: list[float], said: str
+) -> None:
+    scene18.db.execute(f"CREATE TABLE t (id int PRIMARY KEY, v {type})")
+    scene18.db.execute(f"INSERT INTO t VALUES (1, {value})")
+    loop, job = scene18.runner(), scene18.job(metric="hamming")
+    loop.ready(job)
+    with pytest.raises(ConfigError, match=said):
+        loop.runner.search("public.t.v", asked, 1)
+    most = [1] * 8 if type == "bit(8)" else [2**31 - 1, -(2**31)]
+    assert loop.runner.search("public.t.v", most, 1)[0]["key"] == {"id": 1}

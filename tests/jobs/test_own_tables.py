@@ -95,3 +95,21 @@ def test_status_shows_jobs_and_drop_takes_what_they_use(running):
     assert "walvec_jobs_" in said and said.count("frees") == 2
     left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()),"
     assert db.execute(f"{left} (SELECT count(*) FROM pg_publication)").fetchone() == (0, 0)
+
+
+def test_an_index_job_runs_where_the_publication_of_the_consumer_is_missing(database18, tmp_path):
+    with database18.connect() as db:
+        db.execute("CREATE TABLE points (id int PRIMARY KEY, v real[])")
+        db.execute("INSERT INTO points SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i")
+        settings = {"WALVEC_RUNTIME": "hash", "WALVEC_MODEL": "hash-16", "WALVEC_INDEX_DIR": str(tmp_path / "indexes")}
+        with Consumer(database18.url, **settings) as consumer:
+            eventually(lambda: db.execute("SELECT to_regclass('walvec.external_index_jobs')").fetchone()[0], 20)
+            db.execute(
+                'INSERT INTO walvec.external_index_jobs ("table", "column", operator, m, efc, ef)'
+                " VALUES ('points', 'v', 'dist_l2sq_ops', 8, 64, 64)"
+            )
+            asked = "SELECT finished_at FROM walvec.external_index_jobs"
+            eventually(lambda: db.execute(asked).fetchone()[0], 20, consumer.log)
+            db.execute("UPDATE walvec.external_index_jobs SET canceled_at = now()")
+            slots = "SELECT FROM pg_replication_slots WHERE database = current_database() AND slot_name ~ 'index'"
+            eventually(lambda: not db.execute(slots).fetchall(), 20, consumer.log)
