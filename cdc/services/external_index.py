@@ -16,10 +16,20 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable, UnknownPipeline
+from cdc.errors import (
+    ConfigError,
+    PipelineFault,
+    PublicationMissing,
+    SlotInUse,
+    SlotLost,
+    Unavailable,
+    UnknownPipeline,
+    WalvecError,
+)
 from cdc.jobs import IndexSpec, Job, JobId
 from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
+from cdc.services.index_beside import ALL, HALF, finish
 from cdc.services.index_build import Ended, Served, build, folder_of, reopen
 from cdc.services.index_checks import StartOver, check
 from cdc.services.index_files import IndexRefused
@@ -30,8 +40,7 @@ log = structlog.get_logger()
 
 _LOOK_S: Final = 0.25
 _AGAIN_S: Final = 5.0
-_ALL: Final = 99  # per cent; the last is for "finished"
-_HALF: Final = 50  # of a job that builds an index in the database, too
+_RELEASES: Final = 20  # looks until the server must have let go of the slot of a stream that has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,10 @@ class IndexRunner:
                     await self._build(job, spec, source, report)
         except Unavailable:
             raise  # it stays, and answers as it is
+        except PipelineFault:
+            # Only a person can mend it: until then neither WAL nor the table's own writes may suffer for it.
+            await self._give_up(job, source)
+            raise
         except BaseException:
             await self._forget(job.id)
             raise
@@ -158,6 +171,22 @@ class IndexRunner:
         await self._forget(job.id)
         source = self._source(job, job.spec)
         await in_thread(source.discard, source.interrupt)
+        await asyncio.to_thread(folder_of(self._root, job).remove)
+
+    async def _give_up(self, job: Job, source: IndexSource) -> None:
+        """Remove all that is kept for a job that has failed; what cannot be removed now, the next try removes."""
+        await self._forget(job.id)
+        try:
+            for left in reversed(range(_RELEASES)):
+                try:
+                    await in_thread(source.discard, source.interrupt)
+                    break
+                except SlotInUse:  # the server has yet to notice that our stream has ended
+                    if not left:
+                        raise
+                    await asyncio.sleep(_LOOK_S)
+        except WalvecError as exc:
+            log.warning("job_not_cleared", job=str(job.id), message=str(exc))
         await asyncio.to_thread(folder_of(self._root, job).remove)
 
     async def _forget(self, id: JobId) -> None:
@@ -178,7 +207,7 @@ class IndexRunner:
             check(served, observed)
         tasks = [
             asyncio.create_task(self._follow(served, source)),
-            asyncio.create_task(self._finish(served, source, report)),
+            asyncio.create_task(finish(served, source, report)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -209,7 +238,7 @@ class IndexRunner:
             await whole(asyncio.to_thread(old.close))
         done, stop = [0.0], threading.Event()
         folder = folder_of(self._root, job)
-        most = _HALF if spec.name else _ALL
+        most = HALF if spec.name else ALL
 
         def work() -> Served:
             note = partial(done.__setitem__, 0)
@@ -225,17 +254,6 @@ class IndexRunner:
                 raise Unavailable("The build was ended.") from None
             finally:
                 await end([telling])
-
-    async def _finish(self, served: Served, source: IndexSource, report: JobReport) -> None:
-        """Build the index in the database too, where one is asked for; then the job is done for the first time."""
-        if served.spec.name:
-
-            async def progress(percent: int) -> None:
-                await report.progress(_HALF + percent * (_ALL - _HALF) // 100)
-
-            said = await source.build(served.indexed, progress)
-            log.info("external_index_in_database", job=str(served.job.id), message=said)
-        await report.finished()
 
     # -- following --------------------------------------------------------------------------------------------------
 
@@ -257,6 +275,9 @@ class IndexRunner:
                     await asyncio.wait_for(ended.wait(), self._tuning.check_s)
                 ended.clear()
                 failure = stream.failure or follower.failure
+                if isinstance(failure, PipelineFault):
+                    # Perhaps the table can be followed as it is now, from a new start.
+                    check(served, await in_thread(source.observe, source.interrupt))
                 if failure is not None:
                     raise failure
                 if follower.gap:

@@ -70,7 +70,6 @@ class IndexFollower:
         save: Callable[[Checkpoint], None],
         idle_s: float = IDLE_S,
     ) -> None:
-        self.truncates = 0
         self.failure: WalvecError | None = None
         self.gap = ""
         self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
@@ -160,7 +159,7 @@ class IndexFollower:
 
         Raises:
             DecodeError: a frame is not what the protocol says.
-            PipelineFault: the column was dropped, renamed, or changed its type.
+            PipelineFault: the key changed, or the column was dropped, renamed, or changed its type.
         """
         if self.failure is not None:
             raise self.failure
@@ -176,7 +175,6 @@ class IndexFollower:
             else:
                 lsn = max(lsn, reader.read(frame, self._written, changes))
         self._received = max(self._received, reader.ended)
-        self.truncates += sum(change.what == "clear" for change in changes)
         if changes or lsn > self._written:
             self._hand_over(lsn, changes)
         return keepalives
