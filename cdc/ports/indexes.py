@@ -78,8 +78,8 @@ class Indexed:
     """The column that is indexed, as the database has it now.
 
     ``identity`` changes when an index that was made before is of no use; all parts of ``storage``, which slashes
-    divide, change when rows may have changed with no event. ``dimension`` is None where only a vector tells it; ``rows``
-    is an estimate, -1 where nobody has counted.
+    divide, change when rows may have changed with no event. ``dimension`` is None where only a vector tells it;
+    ``rows`` is an estimate, -1 where nobody has counted.
     """
 
     oid: int

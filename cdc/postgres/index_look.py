@@ -41,7 +41,7 @@ def look(conn: Conn, job: Job, spec: IndexSpec) -> Indexed:
     _check_table(table, kind, persistence, identity)
     _check_generated(conn, table, column, generated)
     form = VectorFormat.of(table, column, base, spec.metric)
-    key = _key(table, conn.execute(bound("external_index", "key"), {"oid": oid}).fetchall())
+    key = _key(conn, table, conn.execute(bound("external_index", "key"), {"oid": oid}).fetchall())
     _check_identity(conn, table, oid)
     dimension = form.dimension(modifier) if base in _TYPED and modifier > 0 else None
     parts = (oid, type_oid, modifier, base, [(c.name, c.type, c.base_type) for c in key], expression)
@@ -49,21 +49,24 @@ def look(conn: Conn, job: Job, spec: IndexSpec) -> Indexed:
     return Indexed(oid, key, base, type_oid, dimension, int(rows), digest, storage, kind == "p")
 
 
-def _key(table: Table, found: list[Any]) -> tuple[Column, ...]:
+def _key(conn: Conn, table: Table, found: list[Any]) -> tuple[Column, ...]:
     """Return the columns that tell rows apart in the WAL."""
     if not found:
         raise PipelineFault(
             f"{table} has no primary key and no replica identity index, so its rows cannot be told apart.",
             f"ALTER TABLE {table} ADD PRIMARY KEY (…);",
         )
-    if not all(immediate for *_, immediate in found):
+    if not all(immediate for *_, immediate, _ in found):
         raise PipelineFault(
             f"The primary key of {table} is deferrable, so the table has no replica identity: published, its own "
             "UPDATEs and DELETEs would fail.",
             "Make the key NOT DEFERRABLE, or use a unique index that is: "
             f"ALTER TABLE {table} REPLICA IDENTITY USING INDEX …;",
         )
-    return tuple(Column(*each) for *each, _ in found)
+    unseen = [name for name, *_, generated in found if generated and conn.info.server_version < 180000]
+    if unseen:
+        raise PipelineFault(f"Key column {unseen[0]} of {table} is generated, and not in the WAL before PostgreSQL 18.")
+    return tuple(Column(*each) for *each, _, _ in found)
 
 
 def _check_server(conn: Conn) -> None:

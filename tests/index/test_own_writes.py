@@ -31,6 +31,22 @@ def test_a_deferrable_key_is_refused_and_the_table_can_be_written(scene: Scene) 
     assert scene.slots() == publications(scene) == []
 
 
+def test_a_key_that_is_generated_is_followed_where_it_is_in_the_wal(scene: Scene) -> None:
+    scene.db.execute(
+        "DROP TABLE t; CREATE TABLE t (n int, v real[], id int PRIMARY KEY GENERATED ALWAYS AS (n) STORED)"
+    )
+    scene.db.execute("INSERT INTO t SELECT i, array_fill(i::real, '{8}') FROM generate_series(1, 20) AS i")
+    loop, job = scene.runner(), scene.job()
+    if scene.db.info.server_version < 180000:
+        with pytest.raises(PipelineFault, match=r"Key column id of public\.t is generated"):
+            loop.ready(job)
+    else:
+        loop.ready(job)
+    scene.db.execute("UPDATE t SET n = n + 100 WHERE n > 15; DELETE FROM t WHERE n < 5")
+    if scene.db.info.server_version >= 180000:
+        scene.same(loop, job)
+
+
 def test_a_partition_without_an_identity_is_refused(scene: Scene) -> None:
     scene.db.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v real[]) PARTITION BY RANGE (id)")
     scene.db.execute("CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100)")

@@ -42,15 +42,15 @@ WHERE n.nspname = %(schema)s AND c.relname = %(table)s
 
 -- name: key
 -- The columns that tell rows apart in the WAL: those of the replica identity's index, else of the primary key. Name,
--- type as SQL writes it, the type's name under any domain, and whether its uniqueness is checked at once: a key that is
--- deferrable is no replica identity.
+-- type as SQL writes it, the type's name under any domain, and whether its uniqueness is checked at once (a key that
+-- is deferrable is no replica identity), and whether it is generated.
 SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
        (WITH RECURSIVE base (oid) AS (
             SELECT a.atttypid
             UNION ALL
             SELECT t.typbasetype FROM base JOIN pg_catalog.pg_type AS t ON t.oid = base.oid WHERE t.typtype = 'd')
         SELECT t.typname::text FROM base JOIN pg_catalog.pg_type AS t ON t.oid = base.oid WHERE t.typtype <> 'd'),
-       i.indimmediate
+       i.indimmediate, a.attgenerated <> ''
 FROM pg_catalog.pg_index AS i
 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
