@@ -77,8 +77,9 @@ class Indexes(Protocol):
 class Indexed:
     """The column that is indexed, as the database has it now.
 
-    ``identity`` changes when an index that was made before is of no use; ``storage`` when rows may have changed with no
-    event. ``dimension`` is None where only a vector tells it; ``rows`` is an estimate, -1 where nobody has counted.
+    ``identity`` changes when an index that was made before is of no use; all parts of ``storage``, which slashes
+    divide, change when rows may have changed with no event. ``dimension`` is None where only a vector tells it;
+    ``rows`` is an estimate, -1 where nobody has counted.
     """
 
     oid: int
@@ -90,6 +91,10 @@ class Indexed:
     identity: str
     storage: str
     partitioned: bool
+
+    def is_rewritten(self, storage: str) -> bool:
+        """Whether rows may have changed with no event since ``storage`` was what it was."""
+        return all(now != was for now, was in zip(self.storage.split("/"), storage.split("/"), strict=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, PipelineFault, SlotInUse, Unavailable
+from cdc.errors import ConfigError, SlotInUse, Unavailable
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
 from cdc.jobs import IndexSpec, Job
@@ -26,15 +26,12 @@ from cdc.ports.indexes import Indexed, Observed, Origin, SlotPlace
 from cdc.postgres import expressions
 from cdc.postgres.connect import REPLICATION, classify, connect_sync, connection_params
 from cdc.postgres.hnsw import build_index
+from cdc.postgres.index_look import look
 from cdc.postgres.queries import bound, query
 from cdc.postgres.replication import Listener, PostgresStream, open_stream
 from cdc.postgres.vector_copy import VectorChunk, copy_statement, copy_vectors
-from cdc.rows import Column, Table
 
 Conn = psycopg.Connection[TupleRow]
-
-_TYPED = ("vector", "halfvec", "bit")
-"""Types whose modifier is the number of components."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,54 +68,21 @@ class PostgresIndexSource:
         self._spec = spec
         self._place = IndexPlace(job.url, slot_name(job), slot_name(job))
         self._open: list[psycopg.Connection[Any]] = []  # sessions that may be blocked
+        self._only = False  # what is read is without the tables that inherit from it, as the publication is
         self._reader: psycopg.Connection[Any] | None = None  # the session in the snapshot
         self._interrupted = False
         self._closing = threading.Lock()  # a session must not be closed while another thread cancels what it does
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
-    def _look(self, conn: Conn) -> Indexed:
-        table, column = self._job.table, self._spec.column
-        _check_server(conn)
-        names = {"schema": table.schema, "table": table.name, "column": column}
-        row = conn.execute(bound("external_index", "column"), names).fetchone()
-        if row is None:
-            raise PipelineFault(f"There is no table {table} in {self._job.place}.", "Correct the job's row.")
-        oid, kind, persistence, identity, type_oid, modifier, base, generated, rows, storage = row
-        if type_oid is None:
-            raise PipelineFault(f"{table} has no column {column}.", "Correct the job's row, or add the column.")
-        _check_table(conn, table, kind, persistence, identity, column if generated else "")
-        form = VectorFormat.of(table, column, base, self._spec.metric)
-        found = conn.execute(bound("external_index", "key"), {"oid": oid}).fetchall()
-        key = tuple(Column(*each) for each in found)
-        if not key:
-            raise PipelineFault(
-                f"{table} has no primary key and no replica identity index, so its rows cannot be told apart.",
-                f"ALTER TABLE {table} ADD PRIMARY KEY (…);",
-            )
-        dimension = form.dimension(modifier) if base in _TYPED and modifier > 0 else None
-        parts = (oid, type_oid, modifier, base, [(c.name, c.type, c.base_type) for c in key], identity)
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        # A column in a publication's column list cannot change its type, so no rewrite of the table changes a vector.
-        told = kind == "r" and self._is_listed(conn, identity)
-        return Indexed(oid, key, base, type_oid, dimension, int(rows), digest, "" if told else storage, kind == "p")
-
-    @staticmethod
-    def _is_listed(conn: Conn, identity: str) -> bool:
-        """Whether the table can be published with a column list.
-
-        One whose whole old rows are logged (FULL) cannot: its own UPDATEs would fail. None can before PostgreSQL 15.
-        """
-        return identity != "f" and conn.info.server_version >= 150000
-
     def observe(self) -> Observed:
         """Return the column, the publication and the slot as they are now, in one session."""
         with self._session("look") as conn:
-            indexed = self._look(conn)
+            indexed = look(conn, self._job, self._spec)
             params = {"oid": indexed.oid, "publication": self._place.publication}
             made = conn.execute(bound("external_index", "publication"), params).fetchone()
             row = conn.execute(bound("external_index", "slot"), {"slot": self._place.slot}).fetchone()
-        publication = f"{made[0]}/{made[1]}" if made is not None and made[1] is not None else ""
+        publication = str(made[0]) if made is not None and made[0] is not None else ""
         if row is None:
             return Observed(indexed, publication, SlotPlace(exists=False))
         _, _, pid, lost, confirmed = row
@@ -130,19 +94,19 @@ class PostgresIndexSource:
     def begin(self, indexed: Indexed) -> Origin:
         """Make publication and slot anew, and open the snapshot that the slot begins with."""
         self._interrupted = False
+        self._only = not indexed.partitioned
         self.discard()
         with self._session("setup") as conn:
-            identity = conn.execute(query("external_index", "identity"), [indexed.oid]).fetchone()
-            listed = self._is_listed(conn, identity[0] if identity else "f")
-            names = {*(column.name for column in indexed.key), self._spec.column}
-            columns = sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, sorted(names))))
+            # From PostgreSQL 18 on: a vector may be generated, and a replica identity with a generated column that is
+            # not published has UPDATEs refused.
+            generated = ", publish_generated_columns = stored" if conn.info.server_version >= 180000 else ""
             conn.execute(
                 query(
                     "external_index",
                     "make_publication",
                     publication=sql.Identifier(self._place.publication),
                     table=expressions.identifier(self._job.table),
-                    columns=columns if listed else sql.SQL(""),
+                    generated=sql.SQL(generated),
                 )
             )
             modern = conn.info.server_version >= 150000
@@ -173,6 +137,7 @@ class PostgresIndexSource:
         statement = query(
             "external_index",
             "count",
+            only=sql.SQL("ONLY " if self._only else ""),
             table=expressions.identifier(self._job.table),
             column=sql.Identifier(self._spec.column),
         )
@@ -186,7 +151,7 @@ class PostgresIndexSource:
         """Yield the snapshot's rows."""
         codec = KeyCodec(indexed.key)
         form = VectorFormat(indexed.base_type, self._spec.metric)
-        statement = copy_statement(self._job.table, indexed.key, self._spec.column, codec)
+        statement = copy_statement(self._job.table, indexed.key, self._spec.column, codec, only=self._only)
         return copy_vectors(self._snapshot, statement, codec, form, indexed.dimension, stop)
 
     def end(self) -> None:
@@ -260,31 +225,3 @@ class PostgresIndexSource:
         if self._interrupted:
             return Unavailable("The work was ended.")
         return classify(exc)
-
-
-def _check_server(conn: Conn) -> None:
-    row = conn.execute(bound("registry", "server")).fetchone()
-    wal_level, encoding, recovering = row if row else ("", "", False)
-    if conn.info.server_version < 140000:
-        raise ConfigError(f"The server is PostgreSQL {conn.info.server_version // 10000}; walvec needs 14 or newer.")
-    if recovering:
-        raise Unavailable("The server is a standby; walvec follows the primary.", "Point the job's connection at it.")
-    if wal_level != "logical":
-        raise ConfigError(
-            f"The server's wal_level is {wal_level}; logical replication needs logical.",
-            "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.",
-        )
-    if encoding != "UTF8":
-        raise ConfigError(f"The database's encoding is {encoding}; walvec needs a UTF8 database.")
-
-
-def _check_table(conn: Conn, table: Table, kind: str, persistence: str, identity: str, generated: str) -> None:
-    if kind not in ("r", "p") or persistence != "p":
-        raise PipelineFault(f"{table} is not an ordinary logged table, so its changes are not in the WAL.")
-    if identity == "n":
-        raise PipelineFault(
-            f"{table} has REPLICA IDENTITY NOTHING, so updates and deletes carry no key.",
-            f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT;",
-        )
-    if generated and conn.info.server_version < 180000:
-        raise PipelineFault(f"Column {generated} of {table} is generated, and not in the WAL before PostgreSQL 18.")

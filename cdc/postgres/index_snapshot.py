@@ -66,11 +66,11 @@ class IndexSnapshot:
         row = self._one("column", names)
         if row is None:
             raise ConfigError(f"There is no table {self._table}.", "Correct --schema and --table.")
-        oid, kind, _, _, type_oid, modifier, base, _, rows, storage = row
+        oid, kind, _, _, type_oid, modifier, base, _, rows, storage, _ = row
         if type_oid is None:
             raise ConfigError(f"{self._table} has no column {self._column}.", "Correct --column.")
         found = self._connection.execute(bound("external_index", "key"), {"oid": oid}).fetchall()
-        key = tuple(Column(*each) for each in found)
+        key = tuple(Column(*each[:3]) for each in found)
         if not key:
             raise ConfigError(
                 f"{self._table} has no primary key, so what is found in its index cannot be told.",

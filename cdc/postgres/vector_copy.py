@@ -45,7 +45,15 @@ class VectorChunk:
     skipped: int
 
 
-def copy_statement(table: Table, key: tuple[Column, ...], column: str, codec: KeyCodec, condition: str = "") -> sql.SQL:
+def copy_statement(
+    table: Table,
+    key: tuple[Column, ...],
+    column: str,
+    codec: KeyCodec,
+    condition: str = "",
+    *,
+    only: bool = False,
+) -> sql.SQL:
     """Return the COPY of all rows that have a vector: the key's columns, then the vector.
 
     Args:
@@ -54,14 +62,16 @@ def copy_statement(table: Table, key: tuple[Column, ...], column: str, codec: Ke
         column: Its vector column.
         codec: Of the key: where its width is not fixed, columns come as their output function prints them.
         condition: More SQL behind the FROM clause's ``WHERE … IS NOT NULL``: a sample, say.
+        only: Without the rows of tables that inherit from it.
     """
     whole = {True: "{}", False: "pg_catalog.format('%s', {})"}
     cells = [
         sql.SQL(whole[codec.is_fixed or c.base_type in _DIRECT]).format(sql.Identifier(c.name)) for c in key
     ]  # fmt: skip
-    statement = sql.SQL("COPY (SELECT {}, {} FROM {} WHERE {} IS NOT NULL {}) TO STDOUT (FORMAT binary)").format(
+    statement = sql.SQL("COPY (SELECT {}, {} FROM {}{} WHERE {} IS NOT NULL {}) TO STDOUT (FORMAT binary)").format(
         sql.SQL(", ").join(cells),
         sql.Identifier(column),
+        sql.SQL("ONLY " if only else ""),
         expressions.identifier(table),
         sql.Identifier(column),
         sql.SQL(condition),

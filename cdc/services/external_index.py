@@ -13,12 +13,13 @@ from typing import Final
 
 import structlog
 
-from cdc.errors import ConfigError, PublicationMissing, SlotLost, Unavailable
+from cdc.errors import ConfigError, PipelineFault, PublicationMissing, SlotInUse, SlotLost, Unavailable, WalvecError
 from cdc.jobs import IndexSpec, Job, JobId
 from cdc.ports import Observer
 from cdc.ports.indexes import Indexes, IndexSource, Observed
 from cdc.ports.jobs import JobReport
 from cdc.services.index_answers import IndexAnswers, status_name
+from cdc.services.index_beside import ALL, HALF, finish
 from cdc.services.index_build import Ended, build, folder_of, reopen
 from cdc.services.index_checks import StartOver, check
 from cdc.services.index_files import IndexRefused
@@ -30,9 +31,8 @@ log = structlog.get_logger()
 
 _LOOK_S: Final = 0.25
 _AGAIN_S: Final = 5.0
-_ALL: Final = 99  # per cent; the last is for "finished"
 _SAVING_S: Final = 30.0  # at the end: longer than that, and the next start reads the journal
-_HALF: Final = 50  # of a job that builds an index in the database, too
+_RELEASES: Final = 20  # looks until the server must have let go of the slot of a stream that has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,10 @@ class IndexRunner(IndexAnswers):
             self._rest(job.id)
             await self._leave(job.id)
             raise
+        except PipelineFault:
+            # Only a person can mend it: until then neither WAL nor the table's own writes may suffer for it.
+            await self._give_up(job, self._source(job, spec))
+            raise
         except BaseException:
             await self._forget(job.id)
             raise
@@ -156,6 +160,22 @@ class IndexRunner(IndexAnswers):
         if (timer := self._resting.pop(id, None)) is not None:
             timer.cancel()
 
+    async def _give_up(self, job: Job, source: IndexSource) -> None:
+        """Remove all that is kept for a job that has failed; what cannot be removed now, the next try removes."""
+        await self._forget(job.id)
+        try:
+            for left in reversed(range(_RELEASES)):
+                try:
+                    await in_thread(source.discard, source.interrupt)
+                    break
+                except SlotInUse:  # the server has yet to notice that our stream has ended
+                    if not left:
+                        raise
+                    await asyncio.sleep(_LOOK_S)
+        except WalvecError as exc:
+            log.warning("job_not_cleared", job=str(job.id), message=str(exc))
+        await asyncio.to_thread(folder_of(self._root, job).remove)
+
     async def _forget(self, id: JobId) -> None:
         self._wake(id)
         served = self._served.pop(id, None)
@@ -175,7 +195,7 @@ class IndexRunner(IndexAnswers):
         served.follower.meter.tell(self._observer, status_name(job))
         tasks = [
             asyncio.create_task(self._follow(served, source)),
-            asyncio.create_task(self._finish(served, source, report)),
+            asyncio.create_task(finish(served, source, report)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -206,7 +226,7 @@ class IndexRunner(IndexAnswers):
             await whole(asyncio.to_thread(old.close))
         stop = threading.Event()
         folder = folder_of(self._root, job)
-        most = _HALF if spec.name else _ALL
+        most = HALF if spec.name else ALL
 
         def work() -> Served:
             served = build(job, spec, source, folder, self._indexes, self._tuning.idle_s, note, stop)
@@ -243,17 +263,6 @@ class IndexRunner(IndexAnswers):
             finally:
                 await end([telling])
 
-    async def _finish(self, served: Served, source: IndexSource, report: JobReport) -> None:
-        """Build the index in the database too, where one is asked for; then the job is done for the first time."""
-        if served.spec.name:
-
-            async def progress(percent: int) -> None:
-                await report.progress(_HALF + percent * (_ALL - _HALF) // 100)
-
-            said = await source.build(served.indexed, progress)
-            log.info("external_index_in_database", job=str(served.job.id), message=said)
-        await report.finished()
-
     # -- following --------------------------------------------------------------------------------------------------
 
     async def _follow(self, served: Served, source: IndexSource) -> None:
@@ -275,6 +284,9 @@ class IndexRunner(IndexAnswers):
                     await asyncio.wait_for(ended.wait(), self._tuning.check_s)
                 ended.clear()
                 failure = stream.failure or follower.failure
+                if isinstance(failure, PipelineFault):
+                    # Perhaps the table can be followed as it is now, from a new start.
+                    check(served, await in_thread(source.observe, source.interrupt))
                 if failure is not None:
                     raise failure
                 if follower.gap:

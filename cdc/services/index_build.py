@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from cdc.errors import ConfigError, WalvecError
+from cdc.errors import ConfigError, Unavailable, WalvecError
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.keymap import restore
 from cdc.flow.vectorformat import VectorFormat
@@ -72,11 +72,10 @@ def _reopen(
         keys = restore(codec, folder.keys(manifest))
         index.adopt(indexes.load(spec, manifest.dimension, folder.graph(manifest), keys.live), keys)
     journal = Journal(folder.path, folder.owner(manifest.identity), codec)
-    place, cleared = Place(manifest.lsn, manifest.commit, manifest.changes), 0
+    place = Place(manifest.lsn, manifest.commit, manifest.changes)
     try:
         for reached, changes in journal.replay(manifest.segment):
             index.apply(changes)
-            cleared += sum(change.what == "clear" for change in changes)
             place = reached
     except JournalDamaged as exc:
         raise IndexRefused(exc.message) from None
@@ -86,7 +85,6 @@ def _reopen(
     form = VectorFormat(indexed.base_type, spec.metric)
     served = Served(job, spec, indexed, form, index, folder, journal, manifest, manifest.storage)
     served.follow(place, idle_s)
-    served.follower.truncates = cleared
     log.info("external_index_opened", job=str(job.id), rows=index.count)
     return served
 
@@ -162,8 +160,10 @@ def _build(
         note(done, max(rows, done, 1))
     if stop.is_set():
         raise Ended
+    observed = source.observe()  # while the snapshot is open, in which the table cannot be rewritten
     source.end()
-    observed = source.observe()
+    if observed.indexed.identity != indexed.identity or observed.indexed.is_rewritten(indexed.storage):
+        raise Unavailable(f"{job.table} was changed while it was read; it is read again.")
     served = _save_first(job, spec, observed, origin, folder, index, codec)
     if index.skipped:
         log.warning("external_index_skipped", job=str(job.id), rows=index.skipped)

@@ -50,7 +50,7 @@ class ChangeReader:
         self._column = column
         self._format = form
         self._index = index
-        self._relations: dict[int, Relation] = {}
+        self._others: set[int] = set()  # tables that the publication was given by somebody else
         self._decoders: dict[bytes, tuple[bytes, RowDecoder]] = {}
         self._skip = False
 
@@ -64,7 +64,7 @@ class ChangeReader:
 
         Raises:
             DecodeError: the frame is not what the protocol says.
-            PipelineFault: the column was dropped, renamed, or changed its type.
+            PipelineFault: the key changed, or the column was dropped, renamed, or changed its type.
         """
         found = self._decoders.get(frame[ROUTE_KEY])
         if found is None:
@@ -109,29 +109,32 @@ class ChangeReader:
         if isinstance(message, RelationMessage):
             self._learn(message.relation)
         elif isinstance(message, Truncate) and not self._skip:
-            if any(oid in self._relations for oid in message.relation_oids) and self._is_new():
+            if self._indexed.oid in message.relation_oids and self._is_new():
                 changes.append(Change("clear"))
                 self.tags[tag] += 1
-        elif tag in (b"I", b"U", _DELETE):
+        elif tag in (b"I", b"U", _DELETE) and int.from_bytes(frame[BODY + 1 : BODY + 5]) not in self._others:
             raise DecodeError("A change does not fit the table that was announced.")
         return 0
 
     def _learn(self, relation: Relation) -> None:
+        """Learn how the table's rows are sent; those of a partition come as rows of the whole table."""
+        if relation.oid != self._indexed.oid:
+            self._others.add(relation.oid)
+            return
         wanted = []
         for column in self._indexed.key:
             place = relation.index_of(column.name)
             if place is None:
                 raise PipelineFault(f"Key column {column.name} of {relation.table} was dropped or renamed.")
+            if not relation.columns[place].is_key:
+                raise PipelineFault(f"The key of {relation.table} was changed.")
             wanted.append(place)
         place = relation.index_of(self._column)
         if place is None:
             raise PipelineFault(f"Column {self._column} of {relation.table} was dropped or renamed.")
         if relation.columns[place].type_oid != self._indexed.type_oid:
             raise PipelineFault(f"Column {self._column} of {relation.table} changed its type.")
-        known = [key for key in self._decoders if key[1:5] == relation.oid.to_bytes(4)]
-        for key in known:
-            del self._decoders[key]
-        self._relations[relation.oid] = relation
+        self._decoders.clear()
         decoder = RowDecoder(relation, [*wanted, place])
         for key, tag in route_keys(relation).items():
             self._decoders[key] = (tag, decoder)

@@ -16,7 +16,7 @@ def check(served: Served, observed: Observed) -> None:
     Raises:
         StartOver: it does not.
     """
-    indexed, told = observed.indexed, served.follower.truncates
+    indexed = observed.indexed
     if served.index.is_outgrown:
         raise StartOver("Most rows have vectors of another width than the index.")
     if indexed.identity != served.indexed.identity:
@@ -25,12 +25,8 @@ def check(served: Served, observed: Observed) -> None:
         raise StartOver("The publication of the index was changed or dropped.")
     if not observed.slot.exists or observed.slot.lost:
         raise StartOver("The replication slot of the index was dropped or invalidated.")
-    if indexed.storage == served.storage:
-        served.truncates, served.suspected = told, ""
-    elif not indexed.partitioned and told != served.truncates:  # a TRUNCATE, which the stream has told of
-        served.truncates, served.suspected, served.storage = told, "", indexed.storage
-        served.follower.checkpoint()
-    elif indexed.partitioned or served.suspected == indexed.storage:
+    if indexed.is_rewritten(served.storage):
         raise StartOver("The table was rewritten, or its partitions changed.")
-    else:  # perhaps a TRUNCATE that the stream has yet to tell of: the next look says
-        served.suspected = indexed.storage
+    if indexed.storage != served.storage:  # rows moved, or a definition changed: neither changes a vector
+        served.storage = indexed.storage
+        served.follower.checkpoint()

@@ -72,7 +72,6 @@ class IndexFollower:
         save: Callable[[Checkpoint], None],
         idle_s: float = IDLE_S,
     ) -> None:
-        self.truncates = 0
         self.failure: WalvecError | None = None
         self.gap = ""
         self.wake: Callable[[], None] = lambda: None  # something may be acknowledged
@@ -195,7 +194,7 @@ class IndexFollower:
 
         Raises:
             DecodeError: a frame is not what the protocol says.
-            PipelineFault: the column was dropped, renamed, or changed its type.
+            PipelineFault: the key changed, or the column was dropped, renamed, or changed its type.
             Unavailable: the journal cannot be written. What came is not acknowledged, and comes again.
         """
         if self.failure is not None:
@@ -214,7 +213,6 @@ class IndexFollower:
                 lsn = max(lsn, reader.read(frame, self._written, changes))
                 since = since or reader.committed_us
         self._received = max(self._received, reader.ended)
-        self.truncates += sum(change.what == "clear" for change in changes)
         if changes or lsn > self._written:
             self._hand_over(lsn, changes, unix_us(since) / 1e6)
         if reader.tags:

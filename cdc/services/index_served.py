@@ -44,8 +44,6 @@ class Served:
     journal: Journal
     manifest: Manifest
     storage: str
-    truncates: int = 0
-    suspected: str = ""  # a storage that nothing has explained yet
     skipped_told: int = 0
     skipped_told_at: float = -SKIPPED_S
     is_followed: bool = False  # the table's changes are coming in

@@ -75,7 +75,7 @@ EVENTS: dict[str, str] = {
     "job_failed": "A job failed; its row has the reason, and it is tried again.",
     "job_waits": "A job waits for a server that is away.",
     "job_canceled": "A job was canceled, deleted, or left to another daemon; what it kept here is gone.",
-    "job_not_cleared": "What a canceled job kept could not be cleared away.",
+    "job_not_cleared": "What a canceled or failed job kept could not be cleared away.",
     "job_engine_started": "The first job of a database was taken up: its changes are followed.",
     "job_engine_failed": "The consumer of one database's jobs ended; it is started again with them.",
     "job_engine_released": "The last job of a database is gone: its slot and publication are dropped.",

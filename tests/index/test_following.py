@@ -73,8 +73,6 @@ def test_a_checkpoint_takes_the_journal_into_the_base(scene: Scene) -> None:
 @pytest.mark.parametrize("how", ["slot", "publication", "rewrite", "key", "republished"])
 def test_where_changes_may_be_missing_the_index_is_built_anew_and_answers_meanwhile(scene: Scene, how: str) -> None:
     scene.fill(vectors(40))
-    if how == "rewrite":  # the only case in which a published column may change its type
-        scene.db.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     loop, job = scene.runner(), scene.job()
     loop.ready(job)
     slot = scene.slots()[0]
@@ -90,7 +88,7 @@ def test_where_changes_may_be_missing_the_index_is_built_anew_and_answers_meanwh
         scene.fill(vectors(3), 500)
         scene.db.execute(f"ALTER PUBLICATION {slot} ADD TABLE t")
     elif how == "rewrite":
-        scene.db.execute("ALTER TABLE t ALTER COLUMN v TYPE real[] USING v[2:8] || v[1:1]")
+        scene.db.execute("ALTER TABLE t ALTER COLUMN v TYPE real[] USING v[1:7] || 3::real")
     else:
         scene.db.execute("ALTER TABLE t ADD COLUMN o int NOT NULL DEFAULT 1")
         scene.db.execute("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, o)")
@@ -117,8 +115,6 @@ def test_what_can_not_be_followed_any_more_fails_with_a_sentence(scene: Scene, c
     scene.fill(vectors(5))
     loop, job = scene.runner(), scene.job()
     loop.ready(job)
-    if "text" in change:
-        scene.db.execute(f"DROP PUBLICATION {scene.slots()[0]}")
     scene.db.execute(change)
     with pytest.raises(Exception, match=said):
         loop.runs[0].result(20)

@@ -108,46 +108,6 @@ def test_an_empty_table_waits_for_its_first_vector(scene: Scene) -> None:
     assert len(loop.runner.search("public.t.v", np.ones(8), 100, ef=1)) == 5
 
 
-def test_the_index_in_the_database_is_built_too_and_says_how_to_search_it(scene18: Scene) -> None:
-    db = scene18.db
-    db.execute("CREATE TABLE t (id int PRIMARY KEY, v vector(8))")
-    db.execute("INSERT INTO t SELECT i, ARRAY[i,1,1,1,1,1,1,1]::real[]::vector FROM generate_series(1, 300) AS i")
-    db.execute("CREATE INDEX half ON t USING hnsw (v vector_cosine_ops)")
-    db.execute(
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half'::regclass"
-    )  # the rest of a failed build
-    loop, job = scene18.runner(), scene18.job(metric="cosine", name="half", ef_construction=10)
-    loop.ready(job)
-    definition, valid, note = db.execute(
-        "SELECT pg_get_indexdef(indexrelid), indisvalid, obj_description(indexrelid) FROM pg_index "
-        "WHERE indexrelid = 'half'::regclass"
-    ).fetchone()
-    assert (
-        valid and "vector_cosine_ops" in definition and "m='8'" in definition and "ef_construction='16'" in definition
-    )
-    assert note == "walvec: Search it with SET hnsw.ef_search = 64;"
-    assert len(loop.runner.search("half", np.ones(8), 3)) == 3
-    loop.stop()
-    scene18.loops.remove(loop)
-    db.execute("DROP TABLE IF EXISTS was; CREATE TABLE was AS SELECT 'half'::regclass::oid AS id")
-    scene18.runner().ready(job)  # and once more, which builds nothing
-    assert db.execute("SELECT id = 'half'::regclass FROM was").fetchone() == (True,)
-
-
-def test_a_name_that_something_else_has_is_refused(scene18: Scene) -> None:
-    scene18.db.execute("CREATE TABLE t (id int PRIMARY KEY, v vector(8)); CREATE TABLE taken (n int)")
-    _, run = scene18.runner().start(scene18.job(name="taken"))
-    with pytest.raises(Exception, match=r"another relation public\.taken"):
-        run.result(20)
-
-
-def test_without_pgvector_only_the_external_index_is_built(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
-    scene.fill(np.ones((5, 8), np.float32))
-    loop = scene.runner()
-    loop.ready(scene.job(name="an_index"))
-    assert "No index was built in the database: pgvector has none for a _float4 column" in capfd.readouterr().out
-
-
 def test_what_does_not_fit_is_refused_in_a_sentence(scene: Scene) -> None:
     scene.fill(np.ones((5, 8), np.float32))
     loop, job = scene.runner(), scene.job(metric="cosine")

@@ -120,3 +120,30 @@ def test_only_the_kinds_whose_tables_are_given_are_run(db, database18):
         one.wait_for("job_feed_streaming")
         assert row(db, "external_index_jobs", id)["started_at"] is None
         assert one.stop() == 0
+
+
+def test_an_index_name_that_is_taken_is_said_in_the_row_of_a_job_that_goes_on(db, database18, tmp_path):
+    db.execute("CREATE EXTENSION vector")
+    db.execute("CREATE TABLE spots (id int PRIMARY KEY, v vector(4), w vector(4))")
+    db.execute("INSERT INTO spots SELECT i, ARRAY[i, 1, 2, 3]::real[]::vector FROM generate_series(1, 50) AS i")
+    db.execute("CREATE INDEX taken ON spots USING hnsw (w vector_l2_ops)")
+    id = add_index(db, database18, table="spots", operator="vector_l2_ops", index="taken")
+    with daemon(database18, tmp_path, WALVEC_HTTP="127.0.0.1:0") as one:
+        port = one.wait_for("http_listening")["address"].rpartition(":")[2]
+        eventually(lambda: row(db, "external_index_jobs", id)["failed_at"])
+        found = row(db, "external_index_jobs", id)
+        assert "public.taken is another index" in found["failure_reason"]
+        assert found["finished_at"] is not None
+        db.execute("UPDATE spots SET v = '[900,1,2,3]' WHERE id = 7")
+
+        def followed():
+            code, answer = ask(port, "/v1/search", {"pipeline": "public.spots.v", "vector": [900, 1, 2, 3], "k": 1})
+            return code == 200 and json.loads(answer)["results"][0]["key"] == {"id": 7}
+
+        eventually(followed)
+        assert sum(event["event"] == "job_started" for event in one.events) == 1
+        db.execute("DROP TABLE spots")
+        eventually(lambda: "There is no table" in row(db, "external_index_jobs", id)["failure_reason"])
+        slots = "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'walvec_index%'"
+        slots += " AND database = current_database()"
+        eventually(lambda: not db.execute(slots).fetchall())
