@@ -208,7 +208,7 @@ class TuningSession:
         """Return when no other search works on the table's indexes, with what is left of others settled."""
         hold(self.connection, subject.oid, check)
         self.claim = Claim(subject.oid, Table(subject.table.schema, name))
-        settle(self.connection, self.claim)
+        settle(self.connection, subject.oid)
         return self.claim
 
     def remove_leftovers(self) -> None:
@@ -232,7 +232,7 @@ def clean(place: Place, scratch: Table, claim: Claim | None) -> None:
             conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
         # The search's own session may still be ending; who else has the table settles it before it builds.
         if claim is not None and hold(conn, claim.oid, lambda: None, _ENDING_S):
-            settle(conn, claim)
+            settle(conn, claim.oid)
 
 
 def sweep(place: Place, schema: str, owner: str) -> None:

@@ -71,20 +71,22 @@ def hold(conn: Conn, oid: int, check: Callable[[], None], most_s: float = float(
     return True
 
 
-def settle(conn: Conn, claim: Claim) -> None:
-    """Drop what is unfinished, and let a replacement that is finished take its place. The table must be held.
+def settle(conn: Conn, oid: int) -> None:
+    """Drop what is unfinished on a table, and let replacements that are finished take their place. It must be held.
 
     Raises:
         WalvecError: the server refuses.
     """
-    found = {name: finished for _, name, finished in _own(conn, claim.oid)}
-    for index in (claim.replacement, claim.index):
-        if found.get(index.name) is False:
-            drop(conn, index)
-    if found.get(claim.replacement.name):
-        if found.get(claim.index.name):
-            drop(conn, claim.index)
-        _execute(conn, "rename_index", claim.replacement, new_name=sql.Identifier(claim.index.name))
+    found = {Table(schema, name): finished for schema, name, finished in _own(conn, oid)}
+    for index in [index for index, finished in found.items() if not finished]:
+        drop(conn, index)
+        del found[index]
+    for index in found:
+        if index.name.endswith(_NEW):
+            place = Table(index.schema, index.name.removesuffix(_NEW))
+            if place in found:
+                drop(conn, place)
+            _execute(conn, "rename_index", index, new_name=sql.Identifier(place.name))
 
 
 def settle_all(conn: Conn) -> None:
@@ -93,9 +95,8 @@ def settle_all(conn: Conn) -> None:
         if not hold(conn, oid, lambda: None, 0):
             continue
         try:
-            for schema, name, _ in _own(conn, oid):
-                with suppress(WalvecError):  # a transaction in the way: left to the next run
-                    settle(conn, Claim(oid, Table(schema, name.removesuffix(_NEW))))
+            with suppress(WalvecError):  # a transaction in the way: left to the next run
+                settle(conn, oid)
         finally:
             _one(conn, "let_table_go", table=oid)
 
@@ -103,7 +104,7 @@ def settle_all(conn: Conn) -> None:
 def finish(conn: Conn, claim: Claim, index: Table, comment: str) -> None:
     """Give an index its comment, with which it is finished, and its name."""
     _execute(conn, "comment", index, text=sql.Literal(comment))
-    settle(conn, claim)
+    settle(conn, claim.oid)
 
 
 def drop(conn: Conn, index: Table) -> None:

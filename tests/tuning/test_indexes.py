@@ -14,7 +14,7 @@ from cdc.errors import PipelineFault
 from cdc.ports.tuning import Earlier
 from cdc.postgres.trials import Trials
 from cdc.postgres.tuning import Place, TuningSession
-from cdc.postgres.tuning_indexes import Claim, hold, index_name, settle
+from cdc.postgres.tuning_indexes import hold, index_name, settle
 from cdc.rows import Table
 from cdc.testing.database import Database
 from tests.tuning.clusters import embeddings
@@ -173,8 +173,16 @@ def test_a_replacement_that_is_finished_takes_its_place(database18: Database, th
             db.execute(f"COMMENT ON INDEX {name} IS 'walvec autotune: SET of {name}'")
         oid = db.execute("SELECT 'docs'::regclass::oid::bigint").fetchone()
         assert oid is not None
-        settle(db, Claim(oid[0], Table("public", NAME)))
+        settle(db, oid[0])
         assert indexes(db) == [(NAME, True, f"walvec autotune: SET of {NAME}_new")]
+
+
+async def test_an_index_of_an_expression_is_known_again(database18: Database) -> None:
+    with database18.connect() as db:
+        fill(db, INDEXED, "real[]")
+        first = await autotune(database18.url, DOCS, made(), earlier=earlier(12, 48))
+        again = await autotune(database18.url, DOCS, made(), earlier=earlier(12, 48))
+        assert first.best.build_s is not None and again.best.build_s is None
 
 
 def test_names_fit() -> None:
