@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, cast
 
 import numpy as np
 
+from cdc.autotune.existing import check_indexes, fits
 from cdc.autotune.ground import Ground, Sampler, Stop
 from cdc.autotune.words import comment, sentence
 from cdc.errors import PipelineFault
 from cdc.jobs import AutotuneSpec
 from cdc.ports.tuning import AutotuneResult, Earlier, Say, Trial
 from cdc.postgres.trials import Target, Trials
-from cdc.postgres.tuning import Existing, Place, Subject, TuningSession, index_name
+from cdc.postgres.tuning import Place, Subject, TuningSession
+from cdc.postgres.tuning_indexes import Claim, finish, index_name
 from cdc.rows import Table
 from inference import queries as asking
 from inference.proxy import Measured, Proxy, climb, quicker_threads
@@ -67,6 +70,7 @@ class Search:
             self._stop.connection = session.connection
             try:
                 self._session = session
+                session.remove_leftovers()
                 self._sampler = Sampler(session, self._table, self._spec, self._row_bytes, seed, self._say, self._stop)
                 return self._search()
             finally:
@@ -76,7 +80,7 @@ class Search:
         spec, session = self._spec, self._session
         subject = session.subject(self._table, spec.column)
         if spec.create_index:
-            _check_indexes(subject, session.indexes(subject))
+            check_indexes(subject, session.indexes(subject), spec.metric)
         rows = self._sampler.load(subject)
         obstacle = session.unindexable(subject, spec.metric, self._sampler.dimension)
         if spec.create_index and obstacle:
@@ -174,13 +178,55 @@ class Search:
             start, shift = best.ef, best.recall - self._sampler.exact(queries, ground.rows).recall(found)
             self._session.drop_scratch()
         truth = self._sampler.whole_truth(subject, rows, queries)
-        self._stage = (68, 97)
-        index, built, name = self._index(trials, subject, rung)
+        return self._in_place(trials, subject, queries, truth, kind, rung, start, shift, earlier)
+
+    def _in_place(
+        self, trials: Trials, subject: Subject, queries: Vectors, truth: Truth, kind: str, rung: Rung, start: int,
+        shift: float, earlier: Earlier | None,
+    ) -> AutotuneResult:  # fmt: skip
+        """Measure the table's own index, or what is to replace it; no other search works on the table meanwhile."""
+        name = index_name(self._table, self._spec.column, self._metric)
+        claim = self._session.hold_index(subject, name, self._check)
+        old = next((index for index in self._session.indexes(subject) if index.name == name), None)
+        same = old is not None and fits(old, subject, self._metric, self._sampler.dimension)
+        if old is not None and same and set(old.options) == {f"m={rung.m}", f"ef_construction={rung.ef_construction}"}:
+            self._stage, index, built = (68, 97), claim.index, None
+        elif old is None:
+            self._stage, index = (68, 97), claim.index
+            built = self._build(trials, trials.table, index.name, rung, subject.rows, concurrently=True)
+        else:
+            return self._replace(trials, subject, claim, queries, truth, kind, rung, start, shift, earlier)
         trials.ask(queries, self._check)
         best, reached = self._in_database(trials, trials.table, index, truth, kind, rung, start, built, shift)
-        index = trials.finish(index, name, comment(self._spec, best))
+        return self._finish(claim, index, best, reached, earlier)
+
+    def _replace(
+        self, trials: Trials, subject: Subject, claim: Claim, queries: Vectors, truth: Truth, kind: str, rung: Rung,
+        start: int, shift: float, earlier: Earlier | None,
+    ) -> AutotuneResult:  # fmt: skip
+        """Measure on a copy of the whole table, and only then build what takes the old index's place.
+
+        Of two indexes alike on one table the planner chooses by itself, so the new one could be measured only once the
+        old one were gone; and a search that ends early must leave that one as it was.
+        """
+        self._stage = (68, 84)
+        target = trials.copy_table()
+        copied = Table(target.table.schema, f"{target.table.name}_hnsw")
+        built = self._build(trials, target, copied.name, rung, subject.rows, concurrently=False)
+        trials.ask(queries, self._check)
+        best, reached = self._in_database(trials, target, copied, truth, kind, rung, start, built, shift)
+        self._session.drop_scratch()
+        self._stage = (84, 97)
+        built = self._build(trials, trials.table, claim.replacement.name, rung, subject.rows, concurrently=True)
+        best = replace(best, build_s=built, size_bytes=trials.size(claim.replacement))
+        return self._finish(claim, claim.replacement, best, reached, earlier)
+
+    def _finish(
+        self, claim: Claim, index: Table, best: Trial, reached: bool, earlier: Earlier | None
+    ) -> AutotuneResult:
+        finish(self._session.connection, claim, index, comment(self._spec, best))
         self._sampler.sampled = ""  # ef was measured on all rows
-        return self._result(best, reached, index, "", earlier)
+        return self._result(best, reached, claim.index, "", earlier)
 
     def _rung(self, ground: Ground, earlier: Earlier | None, rows: int) -> tuple[Rung, int]:
         """Return the graph to build on ``rows`` rows, and the ``hnsw.ef_search`` to begin with."""
@@ -204,25 +250,6 @@ class Search:
         random, count = self._sampler.random, min(asking.MOST, len(ground.rows))
         chosen = ground.rows[random.choice(len(ground.rows), count, replace=False)]
         return asking.moved(chosen, self._metric, random.choice(ground.apart, count), random)
-
-    def _index(self, trials: Trials, subject: Subject, rung: Rung) -> tuple[Table, float | None, str]:
-        """Make the table's index; return it, the seconds that took (None: it was there), and its name to be."""
-        name = index_name(self._table, self._spec.column)
-        found = {index.name: index for index in self._session.indexes(subject)}
-        for rest in (f"{name}_new", name):
-            if rest in found and (rest != name or not found[rest].valid):  # of a search that was killed
-                self._session.drop_index(Table(self._table.schema, rest))
-        old = found.get(name)
-        old = old if old is not None and old.valid else None
-        wanted = {f"m={rung.m}", f"ef_construction={rung.ef_construction}"}
-        if old is not None and set(old.options) == wanted and f"_{self._metric}_ops" in old.opclass:
-            return Table(self._table.schema, name), None, name
-        index = Table(self._table.schema, f"{name}_new" if old else name)
-        self._session.unfinished = index
-        built = self._build(trials, trials.table, index.name, rung, subject.rows, concurrently=True)
-        if old is not None:  # two would leave the choice to the planner; and a table that had an index keeps one
-            index = trials.finish(index, name, "walvec autotune: being measured")
-        return index, built, name
 
     def _build(self, trials: Trials, target: Target, name: str, rung: Rung, rows: int, *, concurrently: bool) -> float:
         self._progress(0)
@@ -289,31 +316,3 @@ class Search:
             reused=earlier is not None,
         )  # fmt: skip
         return AutotuneResult(tuple(self._heard), best, reached, summary, index, self._sampler.dimension)
-
-
-def _check_indexes(subject: Subject, indexes: Sequence[Existing]) -> None:
-    """Refuse what cannot be built or measured, before anything is read.
-
-    Raises:
-        PipelineFault: the table is partitioned, or has a vector index of the column that is not ours.
-    """
-    if subject.partitioned:
-        raise PipelineFault(
-            f"{subject.table} is partitioned, and PostgreSQL builds no index of it without locking writers out.",
-            "Name one of its partitions, or leave create_index out.",
-        )
-    name = index_name(subject.table, subject.column)
-    for index in indexes:
-        if index.valid and index.name not in (name, f"{name}_new") and _is_of(index, subject.column):
-            raise PipelineFault(
-                f"Column {subject.column} of {subject.table} has the vector index {index.name} already; with a second "
-                "one PostgreSQL chooses by itself, and the recall of neither can be measured.",
-                f"DROP INDEX CONCURRENTLY {subject.table.schema}.{index.name}; or leave create_index out.",
-            )
-
-
-def _is_of(index: Existing, column: str) -> bool:
-    quoted = '"' + column.replace('"', '""') + '"'
-    return index.of in (column, quoted) or index.of.startswith(
-        (f"({column})::", f"({quoted})::", f"({column}::", f"({quoted}::")
-    )

@@ -57,7 +57,7 @@ class HnswTuner:
 
     async def discard(self, url: str, table: Table, spec: AutotuneSpec, *, owner: str) -> None:
         """Drop what a killed search has left behind."""
-        await asyncio.to_thread(sweep, Place(url), self._schema, owner, table, spec.column)
+        await asyncio.to_thread(sweep, Place(url), self._schema, owner)
 
 
 def autotune_runner(schema: str = SCHEMA, *, threads: int = 0, experiments: Experiments | None = None) -> JobRunner:

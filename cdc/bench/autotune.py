@@ -115,7 +115,7 @@ def _build(db: psycopg.Connection[Any], ef_construction: int, m: int) -> None:
 
 
 def _drop(db: psycopg.Connection[Any]) -> None:
-    db.execute("DROP INDEX IF EXISTS bench_index, walvec_autotune_docs_e")
+    db.execute("DROP INDEX IF EXISTS bench_index, walvec_autotune_docs_e_cosine")
 
 
 def _recall(db: psycopg.Connection[Any], ef: int, queries: Vectors, truth: NDArray[np.int64]) -> float:

@@ -155,6 +155,9 @@ class _Report:
     async def result(self, row: Mapping[str, object]) -> None:
         """Nothing to note."""
 
+    async def forget_results(self) -> None:
+        """Nothing to forget."""
+
 
 def build(database: Database, base: Vectors, runs: int, threads: int, later: Vectors) -> list[Figure]:
     """Return the figures of building through the runner, beside a bare loop, and of freshness afterwards."""

@@ -7,7 +7,10 @@ that needs them, so that ``walvec --help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 
 import typer
 
@@ -15,6 +18,8 @@ from cdc.cli import consumer, daemon, lantern, models, pipelines, setup
 from cdc.cli.output import note
 from cdc.errors import WalvecError
 
+_terminated = False
+INTERRUPTED = 128 + signal.SIGINT
 REFUSED = 2
 """Exit status of a refusal that names no other: 1 is kept for answers, such as `verify` finding a difference."""
 
@@ -33,7 +38,20 @@ for part in (consumer, daemon, setup, pipelines, models, lantern):
 
 def main() -> None:
     """Run the command that was typed, and exit."""
-    sys.exit(_status())
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # `run` and `start-daemon` have their own way
+    status = _status()
+    sys.exit(128 + signal.SIGTERM if _terminated and status == INTERRUPTED else status)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End a command as Ctrl-C does, so that it clears away what it has made on the way."""
+    global _terminated
+    _terminated = True
+    interrupt = signal.getsignal(signal.SIGINT)
+    if not callable(interrupt):  # a shell that starts a command in the background has it ignore Ctrl-C
+        raise KeyboardInterrupt
+    interrupt(signal.SIGINT, frame)
 
 
 def _status() -> int:
@@ -42,7 +60,7 @@ def _status() -> int:
     except SystemExit as exc:  # click's own way to end, with a command's status
         return exc.code if isinstance(exc.code, int) else REFUSED if exc.code else 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`walvec status | head`). Nothing more can be written, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

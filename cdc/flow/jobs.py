@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class Course:
         """Note a failure, and when to try again: after ``most`` seconds at the latest."""
         self.tries += 1
         self.retry_at = now + min(most, FIRST_RETRY_S * 2.0 ** min(self.tries - 1, 16))
+
+    def failed_for_good(self) -> None:
+        """Note a failure that only a person can mend: the next try is due when the row is another."""
+        self.tries += 1
+        self.retry_at = math.inf
 
     def not_cleared(self, now: float) -> None:
         """Note that what the job kept could not be cleared away, and when to try again."""

@@ -31,6 +31,10 @@ class JobReport(Protocol):
         """Add a row to the results table (autotune), its ``experiment_id`` the job's id; extra keys are left out."""
         ...
 
+    async def forget_results(self) -> None:
+        """Remove the job's rows of the results table: those of an earlier run."""
+        ...
+
 
 class JobRunner(Protocol):
     """Runs jobs of one kind. One instance serves all of them; :meth:`run` is called once per job, side by side."""
@@ -43,7 +47,8 @@ class JobRunner(Protocol):
 
         Raises:
             Unavailable: a server is away; it is run again with backoff, and is not failed.
-            WalvecError: it cannot be done; the sentence becomes the job's failure reason.
+            WalvecError: it cannot be done; the sentence becomes the job's failure reason. An autotune job is then left
+                alone until somebody changes its row, any other is run again with backoff.
         """
         ...
 

@@ -182,6 +182,10 @@ class PostgresBooks:
         """Add a row to the results table, the columns that it has."""
         await self._patiently(lambda connection: self._beside.add_result(connection, id, row))
 
+    async def remove_results(self, id: int) -> None:
+        """Remove a job's rows of the results table."""
+        await self._patiently(lambda connection: self._beside.remove_results(connection, id))
+
     async def experiments(self, model: str) -> list[Mapping[str, object]]:
         """Return the winners of earlier autotune jobs for a model; none where the results table does not tell."""
         return await self._lent(lambda connection: self._beside.experiments(connection, model))
@@ -293,3 +297,7 @@ class BookReport:
     async def result(self, row: Mapping[str, object]) -> None:
         """Add a row to the results table."""
         await self._books.add_result(self._id, row)
+
+    async def forget_results(self) -> None:
+        """Remove what an earlier run has added there."""
+        await self._books.remove_results(self._id)

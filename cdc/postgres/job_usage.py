@@ -76,6 +76,13 @@ class Beside:
             values = {"experiment_id": id, **row}
             await insert(connection, table, {name: value for name, value in values.items() if name in known})
 
+    async def remove_results(self, connection: Conn, id: int) -> None:
+        """Remove a job's rows of the results table, where that says which they are."""
+        if self._found.results is not None and "experiment_id" in self._found.results[1]:
+            table, _ = self._found.results
+            statement = bound("jobs", "remove_results", book=sql.Identifier(table.schema, table.name))
+            await connection.execute(statement, {"id": id})
+
     async def experiments(self, connection: Conn, model: str) -> list[Mapping[str, object]]:
         """Return the winners of earlier autotune jobs for a model; none where the results table does not tell."""
         if self._found.results is None or not {"id", "model", "best"} <= self._found.results[1]:

@@ -19,6 +19,7 @@ from cdc.postgres import control, expressions
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound, query
 from cdc.postgres.tuning import KINDS, Place, Subject, TuningSession
+from cdc.postgres.tuning_indexes import drop, drop_statement
 from cdc.postgres.tuning_rows import binary_rows
 from cdc.rows import Table
 
@@ -63,12 +64,21 @@ class Trials:
 
     def make_scratch(self, rows: NDArray[np.float32], check: Callable[[], None]) -> Target:
         """Copy ``rows`` into a scratch table of the control schema, which is made where it is missing."""
-        control.ensure(self._session.connection, self._session.scratch.schema)
-        name = expressions.identifier(self._session.scratch)
-        self._session.execute(query("tuning", "create_scratch", scratch=name, type=self._type))
+        target = self._empty_scratch()
+        name = expressions.identifier(target.table)
         self._copy(query("tuning", "fill", scratch=name), rows, check)
         self._session.execute(sql.SQL("ANALYZE {}").format(name))
-        return Target(self._session.scratch, sql.Identifier("v"), sql.SQL("e.v"))
+        return target
+
+    def copy_table(self) -> Target:
+        """Copy every vector of the table into the scratch table, within the server."""
+        target = self._empty_scratch()
+        self._session.execute(
+            query("tuning", "copy_rows", scratch=expressions.identifier(target.table), vector=self.table.queried,
+                  table=expressions.identifier(self._subject.table), column=sql.Identifier(self._subject.column))
+        )  # fmt: skip
+        self._session.execute(sql.SQL("ANALYZE {}").format(expressions.identifier(target.table)))
+        return target
 
     def ask(self, queries: NDArray[np.float32], check: Callable[[], None]) -> None:
         """Set the queries of the trials that follow, shape ``(queries, dimension)``."""
@@ -108,7 +118,7 @@ class Trials:
                 if "shared memory" not in str(exc):
                     raise classify(exc) from exc
                 # Parallel builds keep the graph in /dev/shm, which containers get 64 MB of: one process needs none.
-                self._session.drop_index(index)
+                drop(self._session.connection, index)
                 self._session.execute(sql.SQL("SET max_parallel_maintenance_workers = 0"))
                 self._session.execute(statement)
             except psycopg.Error as exc:
@@ -134,7 +144,7 @@ class Trials:
             raise PipelineFault(
                 f"PostgreSQL searches {target.table} by {used or 'a scan'} and not by its new index {index.name}, the "
                 "recall of which cannot be measured so.",
-                f"Drop the other index and run it again: DROP INDEX CONCURRENTLY {used};" if used else "",
+                f"Drop the other index and run it again: {drop_statement(target.table.schema, used)};" if used else "",
             )
         self._session.execute(query("tuning", "create_trial", **parts))
 
@@ -159,21 +169,11 @@ class Trials:
         """Return the bytes of an index."""
         return int(self._session.one("index_size", index=expressions.identifier(index).as_string())[0])
 
-    # --- the index that stays -------------------------------------------------------------------------------------
-
-    def finish(self, index: Table, name: str, comment: str) -> Table:
-        """Give the index its name and its comment; it stays from here on."""
-        if index.name != name:
-            self._session.drop_index(Table(index.schema, name))
-            self._session.execute(
-                query("tuning", "rename_index", index=expressions.identifier(index), new_name=sql.Identifier(name))
-            )
-            index = Table(index.schema, name)
-        self._session.execute(
-            query("tuning", "comment", index=expressions.identifier(index), text=sql.Literal(comment))
-        )
-        self._session.unfinished = None
-        return index
+    def _empty_scratch(self) -> Target:
+        control.ensure(self._session.connection, self._session.scratch.schema)
+        name = expressions.identifier(self._session.scratch)
+        self._session.execute(query("tuning", "create_scratch", scratch=name, type=self._type))
+        return Target(self._session.scratch, sql.Identifier("v"), sql.SQL("e.v"))
 
     @property
     def _type(self) -> sql.Composable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +26,7 @@ from cdc.flow.vectorformat import VectorFormat
 from cdc.postgres import expressions
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound, query
+from cdc.postgres.tuning_indexes import Claim, hold, settle, settle_all
 from cdc.postgres.vector_copy import copy_vectors
 from cdc.rows import Column, Table
 
@@ -35,6 +36,9 @@ LIMITS: Final = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """The widest that pgvector's HNSW takes (https://github.com/pgvector/pgvector#hnsw)."""
 KINDS: Final = {"vector": "vector", "halfvec": "halfvec", "_float4": "vector", "_float8": "vector", "bit": "bit"}
 """What pgvector indexes a column of a type as; arrays by a cast."""
+_IN_THE_WAY: Final = "5s"
+"""How long a transaction may keep a leftover from being dropped, before it is left to the next run."""
+_ENDING_S: Final = 10.0
 _NO_KEY: Final = KeyCodec((Column("n", "integer", "int4"),))
 
 
@@ -86,8 +90,8 @@ class TuningSession:
 
     def __init__(self, place: Place, schema: str, owner: str) -> None:
         self.connection = connect_sync(place, "autotune")
-        self.unfinished: Table | None = None
-        """An index of the user's table that is being built: dropped at the end, if it is still named here."""
+        self.claim: Claim | None = None
+        """An index of the user's table that is worked on: settled at the end, whatever happened."""
         self.place = place
         self.scratch = scratch_table(schema, owner)
         """The table for a copy of the vectors; made by who needs it."""
@@ -106,7 +110,7 @@ class TuningSession:
 
     def __exit__(self, *_: object) -> None:
         self.connection.close()
-        clean(self.place, self.scratch, self.unfinished)
+        clean(self.place, self.scratch, self.claim)
 
     def _open(self) -> None:
         if not self.one("lock", name=self.scratch.name)[0]:
@@ -114,7 +118,6 @@ class TuningSession:
         row = self.rows(bound("tuning", "pgvector"))
         if row:
             self.operators, self.pgvector = row[0]
-        self._remove_leftovers()
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -197,58 +200,54 @@ class TuningSession:
         """Return the first row of a query of ``sql/tuning.sql``."""
         return self.rows(bound("tuning", named), params)[0]
 
-    def drop_index(self, index: Table) -> None:
-        """Drop an index without locking anybody out, if it is there."""
-        self.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
-
     def drop_scratch(self) -> None:
         """Drop the scratch table, if it is there."""
         self.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(self.scratch)))
 
-    def _remove_leftovers(self) -> None:
+    def hold_index(self, subject: Subject, name: str, check: Callable[[], None]) -> Claim:
+        """Return when no other search works on the table's indexes, with what is left of others settled."""
+        hold(self.connection, subject.oid, check)
+        self.claim = Claim(subject.oid, Table(subject.table.schema, name))
+        settle(self.connection, subject.oid)
+        return self.claim
+
+    def remove_leftovers(self) -> None:
+        """Drop what killed searches have left in this database: scratch tables, and indexes that are not finished."""
         for (name,) in self.rows(bound("tuning", "scratch_tables"), {"schema": self.scratch.schema}):
             if self.one("lock", name=name)[0]:
                 table = Table(self.scratch.schema, name)
                 self.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(table)))
                 self.one("unlock", name=name)
+        before = self.one("get_setting", name="lock_timeout")[0]
+        self.set("lock_timeout", _IN_THE_WAY)
+        settle_all(self.connection)
+        self.set("lock_timeout", before)
 
 
-def clean(place: Place, scratch: Table, index: Table | None) -> None:
-    """Drop a search's scratch table and its unfinished index; a server that is away is left to the next run."""
+def clean(place: Place, scratch: Table, claim: Claim | None) -> None:
+    """Drop a search's scratch table, and settle its index; a server that is away is left to the next run."""
     with suppress(WalvecError, psycopg.Error), connect_sync(place, "autotune") as conn:
         conn.execute("SET lock_timeout = '20s'")
-        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
-        if index is not None:
-            conn.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
+        with suppress(psycopg.Error):
+            conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
+        # The search's own session may still be ending; who else has the table settles it before it builds.
+        if claim is not None and hold(conn, claim.oid, lambda: None, _ENDING_S):
+            settle(conn, claim.oid)
 
 
-def sweep(place: Place, schema: str, owner: str, table: Table, column: str) -> None:
-    """Drop what a killed search of ``owner`` has left behind: its scratch table, and an index that is not finished.
+def sweep(place: Place, schema: str, owner: str) -> None:
+    """Drop what a killed search of ``owner``, or of anybody, has left behind.
 
     Raises:
-        Unavailable: the server is away, or such a search is running.
+        Unavailable: the server is away, or a search of this owner is running.
     """
     with TuningSession(place, schema, owner) as session:
-        name = index_name(table, column)
-        for rest, valid in session.rows(
-            bound("tuning", "named_indexes"), {"schema": table.schema, "names": [name, f"{name}_new"]}
-        ):
-            if rest != name or not valid:
-                session.drop_index(Table(table.schema, rest))
+        session.remove_leftovers()
 
 
 def scratch_table(schema: str, owner: str) -> Table:
     """Return the scratch table of a search."""
     return Table(schema, f"autotune_scratch_{hashlib.sha256(owner.encode()).hexdigest()[:16]}")
-
-
-def index_name(table: Table, column: str) -> str:
-    """Return the name of the index that autotune makes: at most 59 bytes, room left for ``_new``."""
-    name = f"walvec_autotune_{table.name}_{column}"
-    if len(name.encode()) <= 59:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.encode()[:50].decode('utf-8', 'ignore')}_{digest}"
 
 
 def _version(text: str) -> tuple[int, ...]:

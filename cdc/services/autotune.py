@@ -67,10 +67,15 @@ class AutotuneRunner:
     def __init__(self, tuner: Tuner, experiments: Experiments | None = None) -> None:
         self._tuner = tuner
         self._experiments = experiments
+        self._searching = asyncio.Semaphore(1)  # what runs beside it is in its latencies, and memory is for one
 
     async def run(self, job: Job, report: JobReport) -> None:
-        """Search for the parameters that ``job`` asks for, and write what comes of it."""
+        """Search for the parameters that ``job`` asks for, and write what comes of it; one job after the other."""
         spec = _spec(job)
+        async with self._searching:
+            await self._search(job, spec, report)
+
+    async def _search(self, job: Job, spec: AutotuneSpec, report: JobReport) -> None:
         await report.started()
         earlier: Sequence[Earlier] = ()
         if spec.model and self._experiments is not None:
@@ -113,11 +118,16 @@ class _Heard:
         self._loop.call_soon(self._said.put_nowait, None)
 
     async def write(self, report: JobReport) -> None:
+        """Write it. What an earlier run has left goes with the first trial of this one, so that one run's stand."""
+        forgotten = False
         while (said := await self._said.get()) is not None:
             if isinstance(said, int):
                 await report.progress(min(said, 99))
-            else:
-                await report.result(said)
+                continue
+            if not forgotten:
+                await report.forget_results()
+                forgotten = True
+            await report.result(said)
 
 
 def _spec(job: Job) -> AutotuneSpec:

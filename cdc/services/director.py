@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -171,6 +172,7 @@ class Director:
         now = time.monotonic()
         due = [m.course.retry_at for m in self.members.values() if m.course.retry_at > now]
         due += [m.course.clear_at for m in self.members.values() if m.course.clear_at > now]
+        due = [when for when in due if when < math.inf]
         timeout = max(0.0, min(due) - now) + 0.001 if due else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), 1.0 if self.trouble else timeout)

@@ -128,7 +128,10 @@ class Life:
 
     async def _fail(self, member: Member, report: JobReport, reason: str) -> None:
         reason = in_a_jobs_words(reason)
-        member.course.failed(time.monotonic())
+        if member.asked is not None and member.asked.kind is JobKind.AUTOTUNE:
+            member.course.failed_for_good()
+        else:
+            member.course.failed(time.monotonic())
         log.error("job_failed", job=str(member.id), message=self._clean(reason), attempt=member.course.tries)
         await report.failed(reason)
 
@@ -239,6 +242,9 @@ class _Told:
 
     async def result(self, row: Mapping[str, object]) -> None:
         await self._report.result(row)
+
+    async def forget_results(self) -> None:
+        await self._report.forget_results()
 
 
 def _moved(old: Job, new: Job) -> bool:

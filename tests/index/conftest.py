@@ -53,6 +53,9 @@ class Report:
     async def result(self, row: Mapping[str, object]) -> None:
         raise AssertionError("an index job has no results")
 
+    async def forget_results(self) -> None:
+        raise AssertionError("an index job has no results")
+
 
 class Loop:
     """An event loop in a thread, and a runner in it."""

@@ -185,6 +185,16 @@ def test_autotune_runs_once_and_indexes_are_kept():
     assert decide(index, "", Course(), 0) is Step.START
 
 
+def test_a_failure_for_good_waits_for_a_person():
+    tuned, course = read(JobKind.AUTOTUNE, {**TUNE, "failed_at": "t"}), Course(digest="", told_failed=True)
+    course.digest = tuned.digest
+    course.failed_for_good()
+    assert decide(tuned, "", course, 1e9) is Step.WAIT
+    edited = read(JobKind.AUTOTUNE, {**TUNE, "failed_at": "t", "target_recall": 90})
+    assert decide(edited, "", course, 0) is Step.START
+    assert decide(read(JobKind.AUTOTUNE, TUNE), "", course, 0) is Step.START  # the failure was struck out
+
+
 def test_of_two_jobs_that_write_one_column_the_later_gives_way():
     t, u = Table("public", "t"), Table("public", "u")
     wanted = [(1, "db", t, "v"), (2, "db", t, "v"), (3, "db", u, "v"), (4, "other", t, "v"), (5, "db", t, "v")]

@@ -13,6 +13,7 @@ from cdc.services.director import Director
 from cdc.services.job_meter import JobMeter
 
 EMBEDDINGS, INDEXES = Table("public", "embedding_generation_jobs"), Table("public", "external_index_jobs")
+AUTOTUNES = Table("public", "index_autotune_jobs")
 SECRET = "hunter2"
 
 
@@ -39,6 +40,9 @@ class FakeReport:
         await self._write(**{f"{self.prefix}failed_at": "t", f"{self.prefix}failure_reason": reason})
 
     async def result(self, row):
+        raise AssertionError("no autotune here")
+
+    async def forget_results(self):
         raise AssertionError("no autotune here")
 
 
@@ -70,6 +74,8 @@ class FakeBooks:
         row = {"id": id, "table": f"t{id}", "src_column": "body", "dst_column": "v", "embedding_model": "m"}
         if table is INDEXES:
             row = {"id": id, "table": f"t{id}", "column": "v"}
+        if table is AUTOTUNES:
+            kind, row = JobKind.AUTOTUNE, {"id": id, "table": f"t{id}", "column": "v", "target_recall": 95}
         self.rows[JobId(self.place, table, id)] = (kind, {**row, **columns})
 
     def row(self, id, table=EMBEDDINGS):
@@ -145,7 +151,7 @@ async def directing(books, runner, label="", meter=None):
             raise ConfigError(f"{SECRET} is wrong.")
         return f"postgres://{connection or 'control'}", connection or "control"
 
-    kinds = dict.fromkeys((JobKind.EMBEDDING, JobKind.COMPLETION, JobKind.EXTERNAL_INDEX), runner)
+    kinds = dict.fromkeys(JobKind, runner)
     director = Director(books, kinds, resolve, label, meter or JobMeter(), lambda text: text.replace(SECRET, "***"))
     running = asyncio.create_task(director.run(FakeFeed))
     try:
@@ -198,6 +204,34 @@ async def test_failures_are_said_without_secrets_and_stop_nobody_else():
         assert SECRET not in str([columns for _, columns in books.written])
         assert director.counts()[("embedding_generation", "failed")] == 4
         await until(lambda: books.row(1)["init_failed_at"] is None)  # tried again after a second
+
+
+async def test_an_autotune_job_that_failed_is_left_alone_until_its_row_is_another():
+    """A search takes minutes, and what it was refused for once it would be refused for again."""
+    books, runner = FakeBooks(), FakeRunner()
+    runner.faults[1] = [Unavailable("Away."), PipelineFault("No such column."), KeyError("x"), PipelineFault("no")]
+    books.add(1, AUTOTUNES)
+
+    def tries(count):
+        return lambda: len(runner.log) == count and books.row(1, AUTOTUNES).get("failed_at")
+
+    async with directing(books, runner) as director:
+        await until(tries(2))  # a server that is away is waited for
+        await asyncio.sleep(1.2)
+        director.changed(None)
+        await asyncio.sleep(0.1)
+        assert len(runner.log) == 2, runner.log
+        books.row(1, AUTOTUNES)["target_recall"] = 90  # edited
+        director.changed(None)
+        await until(tries(3))
+        books.row(1, AUTOTUNES)["failed_at"] = None  # struck out
+        director.changed(None)
+        await until(tries(4))
+        for canceled in ("t", None):  # and resumed
+            books.row(1, AUTOTUNES)["canceled_at"] = canceled
+            director.changed(None)
+            await asyncio.sleep(0.1)
+        await until(lambda: books.row(1, AUTOTUNES).get("finished_at"))
 
 
 async def test_a_server_that_is_away_is_no_failure():

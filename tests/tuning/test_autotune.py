@@ -104,7 +104,7 @@ async def test_the_index_reaches_the_target_on_rows_it_never_saw(database18: Dat
         result = await autotune(database18.url, DOCS, spec(create_index=True), say=say)
         assert result.reached
         name, valid, comment = indexes(db)[0]
-        assert (name, valid) == ("walvec_autotune_docs_e", True)
+        assert (name, valid) == ("walvec_autotune_docs_e_cosine", True)
         assert result.index == Table("public", name)
         assert f"SET hnsw.ef_search = {result.best.ef};" in comment
         assert result.best.recall >= 0.95
@@ -256,20 +256,22 @@ async def test_leftovers_of_a_killed_run_go(database18: Database) -> None:
         dead, alive = scratch_table("walvec", "dead"), scratch_table("walvec", "alive")
         for table in (dead, alive):
             db.execute(f"CREATE UNLOGGED TABLE {table} (v vector(48))")
-        db.execute("CREATE INDEX walvec_autotune_docs_e_new ON docs USING hnsw (e vector_cosine_ops)")
-        db.execute("CREATE INDEX walvec_autotune_docs_e ON docs USING hnsw (e vector_cosine_ops)")
-        db.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'walvec_autotune_docs_e'::regclass")
+        db.execute("CREATE INDEX walvec_autotune_docs_e_cosine_new ON docs USING hnsw (e vector_cosine_ops)")
+        db.execute("CREATE INDEX walvec_autotune_docs_e_cosine ON docs USING hnsw (e vector_cosine_ops)")
+        db.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'walvec_autotune_docs_e_cosine'::regclass"
+        )
         with database18.connect() as other:
             other.execute("SELECT pg_advisory_lock(hashtextextended('walvec autotune ' || %s, 0))", (alive.name,))
             result = await autotune(database18.url, DOCS, spec(create_index=True, target_recall=0.8))
             assert result.reached
             assert scratch(db) == [(alive.name,)]
-            assert [(n, v) for n, v, _ in indexes(db)] == [("walvec_autotune_docs_e", True)]
+            assert [(n, v) for n, v, _ in indexes(db)] == [("walvec_autotune_docs_e_cosine", True)]
             with pytest.raises(Unavailable, match="same job"):
                 await HnswTuner().discard(database18.url, DOCS, spec(), owner="alive")
         await HnswTuner().discard(database18.url, DOCS, spec(), owner="alive")
         assert scratch(db) == []
-        assert [n for n, _, _ in indexes(db)] == ["walvec_autotune_docs_e"], "what was finished stays"
+        assert [n for n, _, _ in indexes(db)] == ["walvec_autotune_docs_e_cosine"], "what was finished stays"
 
 
 def test_a_connection_lost_mid_way_leaves_nothing(database18: Database) -> None:

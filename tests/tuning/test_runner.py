@@ -51,6 +51,9 @@ class Report:
         await asyncio.sleep(0.01)  # a control database answers when it answers: order and number must not depend on it
         self.said.append(row)
 
+    async def forget_results(self) -> None:
+        self.said = [said for said in self.said if not isinstance(said, dict)]
+
 
 class Tuner:
     def __init__(self, ends: BaseException | None = None) -> None:
@@ -101,6 +104,38 @@ async def test_every_trial_is_a_row_and_the_winner_says_why() -> None:
     assert (rows[1]["metric"], rows[1]["k"], rows[1]["model"], rows[1]["dimension"]) == ("l2", 10, "m", 384)
     assert [said for said in report.said if isinstance(said, int)] == [0, 50, 99]
     assert tuner.earlier == [Earlier(16, 64, 22, "pgvector", 0.9525, "l2", 10, 900, 384)]
+
+
+async def test_one_runs_trials_stand() -> None:
+    """A run that is broken off leaves its trials until the next one has some; then those alone are the experiment's."""
+    report, runner = Report(), AutotuneRunner(Tuner(Unavailable("Away.")))
+    with pytest.raises(Unavailable):
+        await runner.run(JOB, report)
+    await AutotuneRunner(Tuner()).run(JOB, report)
+    await AutotuneRunner(Tuner()).run(JOB, report)
+    rows = [row for row in report.said if isinstance(row, dict)]
+    assert [r["best"] for r in rows] == [False, False, True]
+
+
+async def test_jobs_are_searched_one_after_the_other() -> None:
+    """The second one is not even begun: its row says that it is queued."""
+    tuner, let_go = Tuner(), asyncio.Event()
+    search, running = tuner.tune, []
+
+    async def tune(*args: Any, owner: str, **kwargs: Any) -> AutotuneResult:
+        running.append(owner)
+        await let_go.wait()
+        return await search(*args, owner=owner, **kwargs)
+
+    tuner.tune = tune  # type: ignore[method-assign]
+    runner, reports = AutotuneRunner(tuner), [Report(), Report(), Report()]
+    tasks = [asyncio.create_task(runner.run(JOB, report)) for report in reports]
+    await asyncio.sleep(0.05)
+    assert len(running) == 1 and [len(report.said) for report in reports] == [1, 0, 0]
+    tasks[1].cancel()  # one that waits can be cancelled, and keeps nobody
+    let_go.set()
+    await asyncio.wait(tasks)
+    assert len(running) == 2 and [report.said[-1:] for report in reports] == [["finished"], [], ["finished"]]
 
 
 async def test_no_model_no_earlier_experiments() -> None:

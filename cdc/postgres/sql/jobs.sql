@@ -34,6 +34,9 @@ UPDATE {book} SET {changes} WHERE id = %(id)s {only}
 -- name: add
 INSERT INTO {book} ({columns}) VALUES ({values})
 
+-- name: remove_results
+DELETE FROM {book} WHERE experiment_id = %(id)s
+
 -- name: experiments
 -- The winners of earlier experiments with one model, the newest first.
 SELECT pg_catalog.to_jsonb(r) FROM {book} AS r

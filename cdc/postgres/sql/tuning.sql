@@ -44,6 +44,10 @@ CREATE UNLOGGED TABLE {scratch} (v {type} NOT NULL)
 -- name: fill
 COPY {scratch} (v) FROM STDIN (FORMAT binary)
 
+-- name: copy_rows
+-- All vectors of the table, as its index has them, without a way through the client.
+INSERT INTO {scratch} (v) SELECT {vector} FROM {table} AS e WHERE e.{column} IS NOT NULL
+
 -- name: create_queries
 CREATE TEMPORARY TABLE IF NOT EXISTS walvec_queries (n serial PRIMARY KEY, v {type} NOT NULL)
 
@@ -77,12 +81,36 @@ JOIN pg_catalog.pg_am AS m ON m.oid = i.relam
 WHERE x.indrelid = %(table)s::oid AND m.amname IN ('hnsw', 'ivfflat')
 ORDER BY 1
 
--- name: named_indexes
-SELECT i.relname::text, x.indisvalid
+-- name: all_own_indexes
+-- Indexes of ours that the role may drop: table, name, whether finished (valid, and with the comment that comes last).
+SELECT x.indrelid::bigint, i.relname::text,
+       x.indisvalid AND pg_catalog.obj_description(i.oid, 'pg_class') IS NOT NULL
+FROM pg_catalog.pg_index AS x
+JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_am AS m ON m.oid = i.relam
+WHERE i.relname ~ '^walvec_autotune_' AND m.amname = 'hnsw' AND pg_catalog.pg_has_role(i.relowner, 'USAGE')
+ORDER BY 1, 2
+
+-- name: own_indexes
+-- The same of one table, with the schema in place of the table.
+SELECT n.nspname::text, i.relname::text,
+       x.indisvalid AND pg_catalog.obj_description(i.oid, 'pg_class') IS NOT NULL
 FROM pg_catalog.pg_index AS x
 JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = i.relnamespace
-WHERE n.nspname = %(schema)s AND i.relname = ANY (%(names)s)
+JOIN pg_catalog.pg_am AS m ON m.oid = i.relam
+WHERE x.indrelid = %(table)s::oid AND i.relname ~ '^walvec_autotune_' AND m.amname = 'hnsw'
+  AND pg_catalog.pg_has_role(i.relowner, 'USAGE')
+ORDER BY 2
+
+-- name: hold_table
+-- Who builds, measures or drops our indexes of a table holds this; asked for and never waited for in the server.
+SELECT pg_catalog.pg_try_advisory_lock(
+    pg_catalog.hashtextextended('walvec autotune index ' || (%(table)s::bigint)::text, 0))
+
+-- name: let_table_go
+SELECT pg_catalog.pg_advisory_unlock(
+    pg_catalog.hashtextextended('walvec autotune index ' || (%(table)s::bigint)::text, 0))
 
 -- name: index_size
 SELECT pg_catalog.pg_relation_size(%(index)s::regclass)
@@ -122,6 +150,9 @@ SELECT t.milliseconds, t.distances FROM pg_temp.walvec_trial(%(k)s) AS t ORDER B
 
 -- name: setting
 SELECT pg_catalog.set_config(%(name)s, %(value)s, false)
+
+-- name: get_setting
+SELECT pg_catalog.current_setting(%(name)s)
 
 -- name: build_memory
 -- Memory for building, in kB: what the graph needs, at least what the server gives anyway.
