@@ -47,7 +47,7 @@ def autotune_index(
     column: ColumnName,
     uri: Uri = None,
     schema: Schema = "public",
-    recall: Annotated[float, typer.Option(help="The recall to reach, in per cent.")] = 99.9,
+    recall: Annotated[float, typer.Option(help="The recall to reach, in per cent; up to 1: a share.")] = 99.9,
     k: Annotated[int, typer.Option("--k", help="Nearest rows of a search.")] = 10,
     test_data_size: Annotated[int, typer.Option(min=0, help="Rows to look at, at random; 0: all.")] = 10_000,
     metric_kind: MetricKind = "l2sq",
@@ -78,13 +78,13 @@ def autotune_index(
     `walvec start-daemon`, once. Exit status: 0 reached, 1 not reached (the best is printed), 2 it cannot be done.
     """
     from cdc.autotune import autotune
-    from cdc.jobs import AutotuneSpec
+    from cdc.jobs import AutotuneSpec, recall_share
     from cdc.postgres.trial_table import TrialTable
     from cdc.rows import Table
     from cdc.services.autotune import earlier_of, row_of
 
     settings = with_database(settings, uri)
-    spec = AutotuneSpec(column, _metric(metric_kind), recall / 100, k, create, model_name or "", test_data_size)
+    spec = AutotuneSpec(column, _metric(metric_kind), recall_share(recall), k, create, model_name or "", test_data_size)
     exported = None
     if export_table_name or export:
         where = replace(settings, database_url=export_db_uri) if export_db_uri else settings

@@ -106,3 +106,10 @@ def test_autotune_prints_trials_exports_them_and_uses_them_again(walvec, docs, d
     assert walvec(*words, "--create-index")[0] == 0
     assert docs.execute("SELECT count(*) FROM pg_indexes WHERE tablename = 'docs'").fetchone() == (2,)
     assert docs.execute("SELECT count(*) FROM trials WHERE best").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("recall", ["0.9", "90"])
+def test_the_recall_is_a_percentage_or_a_share_as_in_a_job(walvec, docs, database18, recall):
+    words = ("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", "--metric-kind", "cos", "--k", "5")
+    code, out, err = walvec(*words, "--recall", recall)
+    assert code == 0 and "(wanted: 0.9)" in out, (out, err)
