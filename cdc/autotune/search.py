@@ -285,8 +285,8 @@ class Search:
         self, best: Trial, reached: bool, index: Table | None, remark: str, earlier: Earlier | None
     ) -> AutotuneResult:
         summary = sentence(
-            self._spec, best, reached=reached, compared=self._compared, sampled=self._sampler.sampled, remark=remark,
-            reused=earlier is not None,
+            self._spec, best, reached=reached, compared=self._compared, sampled=self._sampler.sampled,
+            remark="; ".join(filter(None, (self._sampler.left_out, remark))), reused=earlier is not None,
         )  # fmt: skip
         return AutotuneResult(tuple(self._heard), best, reached, summary, index, self._sampler.dimension)
 

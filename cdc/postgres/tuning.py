@@ -14,9 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.rows import TupleRow
 
@@ -26,7 +24,7 @@ from cdc.flow.vectorformat import VectorFormat
 from cdc.postgres import expressions
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound, query
-from cdc.postgres.vector_copy import copy_vectors
+from cdc.postgres.vector_copy import VectorChunk, copy_vectors
 from cdc.rows import Column, Table
 
 Conn = psycopg.Connection[TupleRow]
@@ -136,24 +134,20 @@ class TuningSession:
         return Subject(table, column, oid, bare, modifier, relation == "p", counted[0][0])
 
     def vectors(
-        self, subject: Subject, metric: str, share: float, seed: int, stop: threading.Event
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the column's vectors, shape ``(rows, dimension)``: all of them, or a random ``share``.
+        self, subject: Subject, metric: str, width: int, share: float, seed: int, stop: threading.Event
+    ) -> Iterator[VectorChunk]:
+        """Return the column's vectors of ``width`` components (0: as many as the first): all, or a random ``share``.
 
         Raises:
             PipelineFault: it holds no vectors of which there is such a distance.
         """
         layout = VectorFormat.of(subject.table, subject.column, subject.base, metric)
-        sample = f"TABLESAMPLE BERNOULLI ({min(100.0, 100 * share):.6f}) REPEATABLE ({seed % 1_000_000})"
         statement = query(
             "tuning", "vectors", table=expressions.identifier(subject.table), column=sql.Identifier(subject.column),
-            sample=sql.SQL(sample if share < 1 else ""),
+            sample=sample_of(share, seed),
         )  # fmt: skip
-        width = subject.width if subject.width > 0 and subject.base in KINDS else None
-        copied = copy_vectors(self.connection, sql.SQL(statement.as_string(None)), _NO_KEY, layout, width, stop)
-        for chunk in copied:
-            if len(chunk.vectors):
-                yield chunk.vectors
+        copy = sql.SQL(statement.as_string(None))
+        return copy_vectors(self.connection, copy, _NO_KEY, layout, width or None, stop)
 
     def unindexable(self, subject: Subject, metric: str, dimension: int) -> str:
         """Return why pgvector cannot index the column, as half a sentence; empty: it can."""
@@ -240,6 +234,12 @@ def sweep(place: Place, schema: str, owner: str, table: Table, column: str) -> N
 def scratch_table(schema: str, owner: str) -> Table:
     """Return the scratch table of a search."""
     return Table(schema, f"autotune_scratch_{hashlib.sha256(owner.encode()).hexdigest()[:16]}")
+
+
+def sample_of(share: float, seed: int) -> sql.SQL:
+    """Return the clause that takes a random ``share`` of a table's rows; empty: all of them."""
+    clause = f"TABLESAMPLE BERNOULLI ({100 * share:.6f}) REPEATABLE ({seed % 1_000_000})"
+    return sql.SQL(clause if share < 1 else "")
 
 
 def index_name(table: Table, column: str) -> str:

@@ -317,3 +317,27 @@ async def test_few_rows_and_other_indexes_are_refused(database18: Database) -> N
         db.execute("CREATE TABLE parts (id int, e vector(48)) PARTITION BY RANGE (id)")
         with pytest.raises(PipelineFault, match="partitioned"):
             await autotune(database18.url, Table("public", "parts"), spec(create_index=True))
+
+
+def mixed(db: psycopg.Connection[Any], type: str) -> None:
+    """Make a table of 900 vectors, a seventh of them, the first too, of 24 dimensions and all others of 48."""
+    db.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    db.execute(f"CREATE TABLE docs (id serial PRIMARY KEY, e {type})")
+    with db.cursor() as cursor:
+        rows = [row[:24] if at % 7 == 0 else row for at, row in enumerate(INDEXED[:900])]
+        cursor.executemany("INSERT INTO docs (e) VALUES (%s::real[])", [(row.tolist(),) for row in rows])
+
+
+@pytest.mark.parametrize("type", ["real[]", "vector"])
+async def test_of_mixed_widths_the_commonest_counts_and_the_others_are_told(database18: Database, type: str) -> None:
+    with database18.connect() as db:
+        mixed(db, type)
+        result = await autotune(database18.url, DOCS, spec(target_recall=0.9))
+        assert result.dimension == 48 and "129 of 900 rows were left out" in result.summary
+        assert result.best.rows + result.best.queries == 771
+        part = await autotune(database18.url, DOCS, spec(target_recall=0.9, sample=300))
+        assert part.dimension == 48 and "a random sample of 300 of the 771 rows" in part.summary, part.summary
+        say = Heard()
+        with pytest.raises(PipelineFault, match=r"several dimensions \(771 of 48, 129 of 24\)"):
+            await autotune(database18.url, DOCS, spec(create_index=True), say=say)
+        assert max(say.percent) == 1 and not say.trials and indexes(db) == []

@@ -21,6 +21,10 @@ WHERE e.extname = 'vector' AND EXISTS (SELECT FROM pg_catalog.pg_am AS m WHERE m
 -- name: count
 SELECT count(*) FROM {table} AS e WHERE e.{column} IS NOT NULL
 
+-- name: widths
+-- How many vectors there are of each width, the commonest first.
+SELECT {width}, count(*) FROM {table} AS e {sample} WHERE e.{column} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 DESC
+
 -- name: vectors
 -- All vectors or a random sample of rows (not of pages: rows of one page are often alike). The number stands for a key.
 COPY (SELECT 0, e.{column} FROM {table} AS e {sample} WHERE e.{column} IS NOT NULL) TO STDOUT (FORMAT binary)
