@@ -77,6 +77,8 @@ class Search:
         subject = session.subject(self._table, spec.column)
         if spec.create_index:
             _check_indexes(subject, session.indexes(subject))
+        if not session.unindexable(subject, spec.metric, max(subject.width, 1)):
+            session.require_scratch()
         rows = self._sampler.load(subject)
         obstacle = session.unindexable(subject, spec.metric, self._sampler.dimension)
         if spec.create_index and obstacle:

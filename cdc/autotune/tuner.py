@@ -33,7 +33,7 @@ class HnswTuner:
     """Searches with hnswlib and pgvector. Implements :class:`cdc.ports.tuning.Tuner`.
 
     Args:
-        schema: The control schema in the target databases: scratch tables are made in it.
+        schema: The control schema in the target databases: scratch tables are made in it where it is there.
         threads: For building on hnswlib; 0: as many as are seen to be fastest.
         row_bytes: Vectors held in memory, at most; a search needs about four times as much. Of a table that is larger a
             random sample is looked at.

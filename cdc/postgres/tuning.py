@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from cdc.errors import PipelineFault, Unavailable, WalvecError
+from cdc.errors import ConfigError, PipelineFault, Unavailable, WalvecError
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
 from cdc.postgres import expressions
@@ -33,6 +34,8 @@ LIMITS: Final = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """The widest that pgvector's HNSW takes (https://github.com/pgvector/pgvector#hnsw)."""
 KINDS: Final = {"vector": "vector", "halfvec": "halfvec", "_float4": "vector", "_float8": "vector", "bit": "bit"}
 """What pgvector indexes a column of a type as; arrays by a cast."""
+TEMPORARY: Final = "pg_temp"
+"""The schema of a session's temporary tables."""
 _NO_KEY: Final = KeyCodec((Column("n", "integer", "int4"),))
 
 
@@ -74,7 +77,7 @@ class TuningSession:
 
     Args:
         place: Where to connect.
-        schema: The control schema: scratch tables live in it.
+        schema: The control schema: scratch tables live in it where it is there and ours, else they are temporary.
         owner: Names them; two searches of one owner cannot run at once.
 
     Raises:
@@ -87,6 +90,7 @@ class TuningSession:
         self.unfinished: Table | None = None
         """An index of the user's table that is being built: dropped at the end, if it is still named here."""
         self.place = place
+        self._schema = schema
         self.scratch = scratch_table(schema, owner)
         """The table for a copy of the vectors; made by who needs it."""
         self.pgvector = ""
@@ -103,8 +107,16 @@ class TuningSession:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.temporary and self.connection.info.transaction_status == TransactionStatus.IDLE:
+            with suppress(WalvecError):  # it goes with the session anyway, a moment later
+                self.drop_scratch()
         self.connection.close()
-        clean(self.place, self.scratch, self.unfinished)
+        clean(self.place, None if self.temporary else self.scratch, self.unfinished)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the scratch table goes with the session."""
+        return self.scratch.schema == TEMPORARY
 
     def _open(self) -> None:
         if not self.one("lock", name=self.scratch.name)[0]:
@@ -112,7 +124,27 @@ class TuningSession:
         row = self.rows(bound("tuning", "pgvector"))
         if row:
             self.operators, self.pgvector = row[0]
-        self._remove_leftovers()
+        ours, *_ = self.one("scratch_place", schema=self._schema)
+        if ours:
+            self._remove_leftovers()
+        else:
+            self.scratch = Table(TEMPORARY, self.scratch.name)
+
+    def require_scratch(self) -> None:
+        """Check that copies and queries can be kept for the session's time.
+
+        Raises:
+            ConfigError: the role may make no temporary tables.
+        """
+        _, may, user, database = self.one("scratch_place", schema=self._schema)
+        if not may:
+            grant = sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {};").format(
+                sql.Identifier(database), sql.Identifier(user)
+            )
+            raise ConfigError(
+                f'The role "{user}" may make no temporary tables, in which autotune keeps its queries.',
+                f"Let a DBA run: {grant.as_string(self.connection)}",
+            )
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -207,11 +239,14 @@ class TuningSession:
                 self.one("unlock", name=name)
 
 
-def clean(place: Place, scratch: Table, index: Table | None) -> None:
+def clean(place: Place, scratch: Table | None, index: Table | None) -> None:
     """Drop a search's scratch table and its unfinished index; a server that is away is left to the next run."""
+    if scratch is None and index is None:
+        return
     with suppress(WalvecError, psycopg.Error), connect_sync(place, "autotune") as conn:
         conn.execute("SET lock_timeout = '20s'")
-        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
+        if scratch is not None:
+            conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
         if index is not None:
             conn.execute(query("tuning", "drop_index", index=expressions.identifier(index)))
 
