@@ -113,3 +113,35 @@ def test_the_recall_is_a_percentage_or_a_share_as_in_a_job(walvec, docs, databas
     words = ("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", "--metric-kind", "cos", "--k", "5")
     code, out, err = walvec(*words, "--recall", recall)
     assert code == 0 and "(wanted: 0.9)" in out, (out, err)
+
+
+TUNE = ("--metric-kind", "cos", "--recall", "90", "--k", "5", "--test-data-size", "500")
+LANTERNS = (
+    "CREATE TABLE autotune_results (id serial PRIMARY KEY, experiment_id int NOT NULL, ef int NOT NULL,"
+    " efc int NOT NULL, m int NOT NULL, recall float NOT NULL, latency float NOT NULL, build_time float)"
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("a int", "no column experiment_id, ef, efc, m, recall, latency"),
+        ("experiment_id int, ef int, efc int, m int, latency float", "no column recall"),
+        ("experiment_id int, ef int, efc int, m int, recall float, latency float, who text NOT NULL", "who wants"),
+    ],
+)
+def test_a_table_that_cannot_hold_trials_is_refused_before_any_work(walvec, docs, database18, columns, says):
+    docs.execute(f"CREATE TABLE trials ({columns})")
+    words = ("autotune-index", "-u", database18.url, "-t", "nosuch", "-c", "vec", "--export-table-name", "trials")
+    code, out, err = walvec(*words)
+    assert code == 2 and says in err and "--export-table-name" in err and not out, err
+
+
+def test_lanterns_own_table_gets_trials_of_one_kind_and_each_once(walvec, docs, database18):
+    """It cannot tell hnswlib's latencies from pgvector's, of which the least wins there."""
+    docs.execute(LANTERNS)
+    code, out, err = walvec("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", *TUNE, "--export")
+    assert code == 0, err
+    rows = docs.execute("SELECT m, efc, ef, latency FROM autotune_results").fetchall()
+    assert 0 < len(rows) == out.count("\n pgvector "), (rows, out)
+    assert len({row[:3] for row in rows}) == len(rows)
