@@ -34,6 +34,7 @@ LIMITS: Final = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """The widest that pgvector's HNSW takes (https://github.com/pgvector/pgvector#hnsw)."""
 KINDS: Final = {"vector": "vector", "halfvec": "halfvec", "_float4": "vector", "_float8": "vector", "bit": "bit"}
 """What pgvector indexes a column of a type as; arrays by a cast."""
+_OTHERS: Final = {"v": "view", "f": "foreign table"}
 TEMPORARY: Final = "pg_temp"
 """The schema of a session's temporary tables."""
 _NO_KEY: Final = KeyCodec((Column("n", "integer", "int4"),))
@@ -155,6 +156,10 @@ class TuningSession:
             PipelineFault: there is no such column, or it holds no vectors.
         """
         found = self.rows(bound("tuning", "column"), {"schema": table.schema, "table": table.name, "column": column})
+        if found and found[0][1] in _OTHERS:
+            raise PipelineFault(
+                f"{table} is a {_OTHERS[found[0][1]]}, of which no index can be made.", "Name the table behind it."
+            )
         if not found or found[0][1] not in ("r", "p", "m"):
             raise PipelineFault(f"There is no table {table} in this database.")
         oid, relation, bare, modifier = found[0]

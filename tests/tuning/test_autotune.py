@@ -301,6 +301,8 @@ REFUSED: Sequence[tuple[dict[str, Any], type[Exception], str]] = [
     ({"k": 0}, ConfigError, "k is 0"),
     ({"metric": "manhattan"}, ConfigError, "manhattan"),
     ({"sample": -1}, ConfigError, "-1"),
+    ({"query_table": "docs"}, ConfigError, "query_table without a query_column"),
+    ({"query_column": "e"}, ConfigError, "query_column without a query_table"),
     ({"column": "nope"}, PipelineFault, "no column nope"),
     ({"column": "id"}, PipelineFault, "column|Column id"),
     ({"metric": "hamming"}, PipelineFault, "hamming"),
@@ -322,6 +324,9 @@ async def test_few_rows_and_other_indexes_are_refused(database18: Database) -> N
             await autotune(database18.url, DOCS, spec())
         with pytest.raises(PipelineFault, match=r"no table public\.missing"):
             await autotune(database18.url, Table("public", "missing"), spec())
+        db.execute("CREATE VIEW seen AS SELECT * FROM docs")
+        with pytest.raises(PipelineFault, match=r"public\.seen is a view"):
+            await autotune(database18.url, Table("public", "seen"), spec())
         db.execute("CREATE INDEX theirs ON docs USING hnsw (e vector_cosine_ops)")
         with pytest.raises(PipelineFault, match="vector index theirs already"):
             await autotune(database18.url, DOCS, spec(create_index=True))
