@@ -120,6 +120,11 @@ class AutotuneSpec:
 Spec = EmbeddingSpec | IndexSpec | AutotuneSpec
 
 
+def recall_share(given: float) -> float:
+    """Return a recall as a share of 1: what is above 1 is per cent, for nobody asks for one per cent."""
+    return given / 100 if given > 1 else given
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job, read and checked.

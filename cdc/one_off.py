@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -32,6 +33,24 @@ from cdc.telemetry.metrics import Metrics
 
 Progress = Callable[[int, int], None]
 """(rows done, rows in all)."""
+
+
+_WORDS = (
+    (r"(the job's )?\bruntime_params\b", "--runtime-params"),
+    (r"\bthe job's runtime\b", "--runtime"),
+    (r"\bthe job's job_type\b", "--job-type"),
+    (r"\bThe job's model\b", "The model"),
+    (r", and become so once its files are there and the daemon is started again", "; once its files are there, run it "
+     "again with --all"),
+)  # fmt: skip
+"""What a command has in the place of a job's row."""
+
+
+def in_a_commands_words(said: str) -> str:
+    """Return ``said`` with flags in the place of a job's columns."""
+    for columns, flags in _WORDS:
+        said = re.sub(columns, flags, said)
+    return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +106,12 @@ async def _run(
     models = JobModels(settings, os.environ)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(models.close)
-        chosen = models.choose(spec, JobKind.COMPLETION if asked.answers else JobKind.EMBEDDING)
+        try:
+            chosen = models.choose(spec, JobKind.COMPLETION if asked.answers else JobKind.EMBEDDING)
+        except ConfigError as exc:
+            raise ConfigError(in_a_commands_words(exc.message), in_a_commands_words(exc.remedy)) from exc
         if chosen.note:
-            note(chosen.note)
+            note(in_a_commands_words(chosen.note))
         reader, writer = await open_sessions(stack, settings)
         found = await one_off_plan.look(writer, asked)
         if asked.filter:

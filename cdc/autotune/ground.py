@@ -14,6 +14,7 @@ from cdc.errors import PipelineFault
 from cdc.jobs import AutotuneSpec
 from cdc.ports.tuning import Say
 from cdc.postgres.tuning import Subject, TuningSession
+from cdc.postgres.tuning_widths import Widths, widths
 from cdc.rows import Table
 from inference import queries as asking
 from inference.recall import Distances, Exact, Metric, Truth, Vectors
@@ -91,19 +92,34 @@ class Sampler:
         """Width of the vectors, once they are loaded."""
         self.sampled = ""
         """Which rows were loaded, in words; empty: all."""
+        self.left_out = ""
+        """How many rows are of no use, in words; empty: none."""
 
     def load(self, subject: Subject) -> Vectors:
-        """Return the vectors to look at, and note how they were chosen."""
-        most = min(self._spec.sample or subject.rows, subject.rows)
-        width = subject.width if subject.width > 0 else 1_024
-        most = min(most, max(_LEAST_ROWS, self._row_bytes // (4 * width)))
-        share = 1.0 if most >= subject.rows else min(1.0, 1.05 * most / subject.rows + 20 / subject.rows)
-        parts: list[Vectors] = []
-        for part in self._session.vectors(subject, self._metric, share, self._seed, self._stop.event):
-            parts.append(part)
+        """Return the vectors to look at, and note how they were chosen.
+
+        Raises:
+            PipelineFault: they are too few, or of several dimensions where an index of them is to be made.
+        """
+        known = self._widths(subject)
+        usable = round(subject.rows * known.share)
+        most = min(self._spec.sample or usable, usable, max(_LEAST_ROWS, self._room(known)))
+        share = 1.0 if most >= usable else min(1.0, 1.05 * most / usable + 20 / usable)
+        parts, left = list[Vectors](), 0
+        for part in self._session.vectors(
+            subject, self._metric, known.commonest, share, self._seed, self._stop.event
+        ):  # fmt: skip
+            left += part.skipped
+            if len(part.vectors):
+                parts.append(part.vectors)
             self._say.progress(2 + int(8 * min(1.0, sum(map(len, parts)) / max(1, most))))
         self._check()
         rows = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+        if left:
+            self.left_out = (
+                f"{left:,} of {left + len(rows):,} rows were left out: their vectors have other dimensions, or no "
+                "direction"
+            )
         if len(rows) > most:
             rows = rows[np.sort(self.random.choice(len(rows), most, replace=False))]
         if len(rows) < max(_LEAST_ROWS, self._spec.k + 1):
@@ -112,9 +128,24 @@ class Sampler:
                 f"measure the recall of {self._spec.k} neighbours {max(_LEAST_ROWS, self._spec.k + 1)} are needed."
             )
         self.dimension = int(rows.shape[1])
-        if most < subject.rows:
-            self.sampled = f"a random sample of {len(rows):,} of the {subject.rows:,} rows"
+        if most < usable:
+            self.sampled = f"a random sample of {len(rows):,} of the {usable:,} rows"
         return rows
+
+    def _widths(self, subject: Subject) -> Widths:
+        """Return how wide the vectors are; refuse what no index can be made of, before anything is read."""
+        known = widths(self._session, subject, self._metric, self._seed, whole=self._spec.create_index)
+        if known.mixed and self._spec.create_index:
+            raise PipelineFault(
+                f"Column {subject.column} of {subject.table} holds vectors of several dimensions ({known}), and an "
+                "index is of one.",
+                "Set those of the other dimensions to NULL, or leave create_index out.",
+            )
+        return known
+
+    def _room(self, known: Widths) -> int:
+        """Return how many vectors may be held in memory."""
+        return self._row_bytes // (4 * (known.commonest or 1_024))
 
     def logged(self) -> Vectors | None:
         """Return queries that somebody logged, where the job names them."""
@@ -123,9 +154,10 @@ class Sampler:
         schema, _, name = self._spec.query_table.rpartition(".")
         subject = self._session.subject(Table(schema or self._table.schema, name), self._spec.query_column)
         share = min(1.0, 1.1 * asking.MOST / max(1, subject.rows) + 20 / max(1, subject.rows))
-        found = list(self._session.vectors(subject, self._metric, share, self._seed, self._stop.event))
+        read = self._session.vectors(subject, self._metric, self.dimension, share, self._seed, self._stop.event)
+        found = [part.vectors for part in read if len(part.vectors)]
         self._check()
-        if not found or found[0].shape[1] != self.dimension:
+        if not found:
             raise PipelineFault(
                 f"Column {subject.column} of {subject.table}, named for its queries, holds no vectors of "
                 f"{self.dimension} dimensions."
@@ -167,9 +199,12 @@ class Sampler:
         if not self.sampled:
             return self.exact(queries, rows)
         exact = Exact(queries, self._metric, self._spec.k)
-        for part in self._session.vectors(subject, self._metric, 1.0, self._seed, self._stop.event):
+        for part in self._session.vectors(
+            subject, self._metric, self.dimension, 1.0, self._seed, self._stop.event
+        ):  # fmt: skip
             self._check()
-            exact.add(part)
+            if len(part.vectors):
+                exact.add(part.vectors)
         self._check()
         return exact.truth()
 

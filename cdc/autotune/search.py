@@ -81,6 +81,8 @@ class Search:
         subject = session.subject(self._table, spec.column)
         if spec.create_index:
             check_indexes(subject, session.indexes(subject), spec.metric)
+        if not session.unindexable(subject, spec.metric, max(subject.width, 1)):
+            session.require_scratch()
         rows = self._sampler.load(subject)
         obstacle = session.unindexable(subject, spec.metric, self._sampler.dimension)
         if spec.create_index and obstacle:
@@ -312,7 +314,7 @@ class Search:
         self, best: Trial, reached: bool, index: Table | None, remark: str, earlier: Earlier | None
     ) -> AutotuneResult:
         summary = sentence(
-            self._spec, best, reached=reached, compared=self._compared, sampled=self._sampler.sampled, remark=remark,
-            reused=earlier is not None,
+            self._spec, best, reached=reached, compared=self._compared, sampled=self._sampler.sampled,
+            remark="; ".join(filter(None, (self._sampler.left_out, remark))), reused=earlier is not None,
         )  # fmt: skip
         return AutotuneResult(tuple(self._heard), best, reached, summary, index, self._sampler.dimension)

@@ -33,7 +33,7 @@ class HnswTuner:
     """Searches with hnswlib and pgvector. Implements :class:`cdc.ports.tuning.Tuner`.
 
     Args:
-        schema: The control schema in the target databases: scratch tables are made in it.
+        schema: The control schema in the target databases: scratch tables are made in it where it is there.
         threads: For building on hnswlib; 0: as many as are seen to be fastest.
         row_bytes: Vectors held in memory, at most; a search needs about four times as much. Of a table that is larger a
             random sample is looked at.
@@ -98,6 +98,11 @@ def _checked(spec: AutotuneSpec) -> AutotuneSpec:
         raise ConfigError(f"A recall of {100 * spec.target_recall:g} % cannot be reached.", "Ask for up to 100 %.")
     if not 1 <= spec.k <= 1_000:
         raise ConfigError(f"k is {spec.k}.", "Ask for 1 to 1000 neighbours: pgvector's HNSW returns no more.")
+    if bool(spec.query_table) != bool(spec.query_column):
+        given, missing = ("query_table", "query_column") if spec.query_table else ("query_column", "query_table")
+        raise ConfigError(
+            f"There is a {given} without a {missing}.", "Logged queries need both; without them, set none."
+        )
     if spec.sample < 0:
         raise ConfigError(f"A sample of {spec.sample} rows cannot be taken.", "0 takes all rows.")
     return replace(spec, metric=METRICS[spec.metric])

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from cdc.jobs import AutotuneSpec
 from cdc.ports.tuning import Trial
-from inference.tuning import Climbed
+from inference.tuning import MOST_EF, Climbed
 
+_CLEARLY = 1.1
+"""Ratios of times below this may be chance, and are not told."""
 _KINDS = {
     "held out": "rows that it does not hold",
     "carried over": "queries, carried over from a copy that was measured with rows it did not hold",
@@ -45,7 +47,13 @@ def sentence(
         parts.append("an earlier search for this model had chosen this graph")
     parts += [words for climbed in compared if (words := _against(climbed, compared, best))]
     if sampled:
-        parts.append(f"the rows are {sampled}, and {ef} must be higher on all of them")
+        most = best.backend == "pgvector" and best.ef >= MOST_EF
+        more = (
+            f"ends at {MOST_EF}: the recall may not be reached on all of them"
+            if most
+            else "must be higher on all of them"
+        )
+        parts.append(f"the rows are {sampled}, and {ef} {more}")
     if remark:
         parts.append(remark)
     return "; ".join(parts) + "."
@@ -68,6 +76,9 @@ def _against(climbed: Climbed, compared: Sequence[Climbed], best: Trial) -> str:
         return f"m {climbed.rung.m} does not reach it"
     ratio = climbed.latency_ms / own.latency_ms
     if climbed.rung < own.rung:
+        if ratio < _CLEARLY:
+            return f"m {climbed.rung.m} is a little slower"
         return f"m {climbed.rung.m} would be {ratio:.1f} times as slow"
-    costs = f"takes {climbed.build_s / max(own.build_s, 1e-9):.1f} times as long to build"
+    build = climbed.build_s / max(own.build_s, 1e-9)
+    costs = f"takes {build:.1f} times as long to build" if build >= _CLEARLY else "is larger"
     return f"m {climbed.rung.m} {costs} and is " + ("hardly faster" if ratio < 1 / 1.02 else "no faster")

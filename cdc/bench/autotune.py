@@ -16,11 +16,13 @@ import psycopg
 from numpy.typing import NDArray
 
 from cdc.autotune import autotune
+from cdc.autotune.tuner import SCHEMA
 from cdc.bench import machine
 from cdc.bench.corpus import embeddings
 from cdc.bench.figures import Figure, render
 from cdc.bench.scene import server
 from cdc.jobs import AutotuneSpec
+from cdc.postgres import control
 from cdc.postgres.tuning_rows import binary_rows
 from cdc.rows import Table
 from cdc.testing.cluster import Cluster
@@ -46,6 +48,8 @@ def run(cluster: Cluster, rows: int | None = None, repeat: int = 1) -> list[Figu
     database = cluster.create_database("bench_autotune")
     try:
         _fill(database, vectors[:count])
+        with database.connect() as connection:  # as in a daemon's database: the copy is an unlogged table there
+            control.ensure(connection, SCHEMA)
         return _figures(database, vectors[:count], vectors[count:], repeat)
     finally:
         database.drop()

@@ -138,6 +138,9 @@ class _Report:
     def __init__(self) -> None:
         self.done = asyncio.Event()
 
+    async def anew(self) -> None:
+        """Nothing."""
+
     async def started(self) -> None:
         """Nothing to note."""
 

@@ -11,7 +11,7 @@ import typer
 from cdc.cli import lantern_index, lantern_models
 from cdc.cli.consumer import Progress
 from cdc.cli.flags import with_settings
-from cdc.cli.lantern_flags import params_of, with_database
+from cdc.cli.lantern_flags import COMPLETION, JOB_TYPES, check_job_type, params_of, with_database
 from cdc.cli.output import console, note, table
 from cdc.config import Settings
 from cdc.errors import ConfigError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from cdc.postgres.one_off_plan import Asked
 
 PANEL = "Lantern's commands"
-COMPLETION = "completion"
-JOB_TYPES = ("embedding-generation", COMPLETION)
 UNUSED = "Accepted, as Lantern does, and not used."
 
 INSTEAD = {
@@ -126,8 +124,7 @@ def create_embeddings(
     from cdc.postgres.one_off_plan import Asked
     from cdc.rows import Table
 
-    if job_type not in JOB_TYPES:
-        raise ConfigError(f"--job-type is {job_type!r}.", f"Use {' or '.join(JOB_TYPES)}.")
+    check_job_type(job_type)
     if out_column is None and out_csv is None:
         raise ConfigError("Nothing says where results go.", "Give --out-column.")
     settings = with_database(settings, uri, data_path)

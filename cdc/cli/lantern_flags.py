@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cdc.cli.output import note
 from cdc.config import Settings
 from cdc.errors import ConfigError
+
+COMPLETION: Final = "completion"
+JOB_TYPES: Final = ("embedding-generation", COMPLETION)
+
+
+def check_job_type(given: str) -> None:
+    """Refuse what ``--job-type`` does not know.
+
+    Raises:
+        ConfigError: it does not know it.
+    """
+    if given not in JOB_TYPES:
+        raise ConfigError(f"--job-type is {given!r}.", f"Use {' or '.join(JOB_TYPES)}.")
 
 
 def with_database(settings: Settings, uri: str | None, data_path: str | None = None) -> Settings:

@@ -15,7 +15,7 @@ from cdc.cli.flags import with_settings
 from cdc.cli.lantern_flags import with_database
 from cdc.cli.output import console, note, size, table
 from cdc.config import Settings
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, WalvecError
 
 if TYPE_CHECKING:
     from cdc.ports.tuning import AutotuneResult, Trial
@@ -47,7 +47,7 @@ def autotune_index(
     column: ColumnName,
     uri: Uri = None,
     schema: Schema = "public",
-    recall: Annotated[float, typer.Option(help="The recall to reach, in per cent.")] = 99.9,
+    recall: Annotated[float, typer.Option(help="The recall to reach, in per cent; up to 1: a share.")] = 99.9,
     k: Annotated[int, typer.Option("--k", help="Nearest rows of a search.")] = 10,
     test_data_size: Annotated[int, typer.Option(min=0, help="Rows to look at, at random; 0: all.")] = 10_000,
     metric_kind: MetricKind = "l2sq",
@@ -78,18 +78,25 @@ def autotune_index(
     `walvec start-daemon`, once. Exit status: 0 reached, 1 not reached (the best is printed), 2 it cannot be done.
     """
     from cdc.autotune import autotune
-    from cdc.jobs import AutotuneSpec
+    from cdc.jobs import AutotuneSpec, recall_share
     from cdc.postgres.trial_table import TrialTable
     from cdc.rows import Table
     from cdc.services.autotune import earlier_of, row_of
 
     settings = with_database(settings, uri)
-    spec = AutotuneSpec(column, _metric(metric_kind), recall / 100, k, create, model_name or "", test_data_size)
+    spec = AutotuneSpec(column, _metric(metric_kind), recall_share(recall), k, create, model_name or "", test_data_size)
     exported = None
     if export_table_name or export:
         where = replace(settings, database_url=export_db_uri) if export_db_uri else settings
         exported = TrialTable(where, Table(export_schema_name, export_table_name or "autotune_results"))
-        exported.make()
+        try:
+            exported.make()
+        except WalvecError as exc:
+            if export_db_uri:
+                exc.remedy = exc.remedy.replace("WALVEC_DATABASE_URL", "--export-db-uri")
+            raise
+    elif model_name:
+        note("--model-name is not used: earlier trials are looked for in the table of --export-table-name.")
     known = exported.earlier(model_name) if exported is not None and model_name else []
     with Progress() as progress:
         result = asyncio.run(
@@ -172,6 +179,7 @@ def create_index(
         str | None, typer.Option(help="The name of the index in the database.", show_default="<table>_<column>_hnsw")
     ] = None,
     pq: Annotated[bool, typer.Option("--pq", help="Not provided.", hidden=True)] = False,
+    remote: Annotated[str | None, typer.Argument(metavar="true|false", hidden=True)] = None,  # --remote-database true
 ) -> None:
     """Build an HNSW index of a column once, outside the database, without locking its table.
 
@@ -183,6 +191,8 @@ def create_index(
     from cdc.jobs import IndexSpec
     from cdc.rows import Table
 
+    if remote not in (None, "true", "false"):
+        raise ConfigError(f"{remote!r} is no flag.", "`walvec create-index --help` lists them.")
     if pq:
         raise ConfigError(*INSTEAD["pq-table"])
     settings = with_database(settings, uri)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdc.cli.flags import with_settings
-from cdc.cli.lantern_flags import params_of, with_database
+from cdc.cli.lantern_flags import COMPLETION, JOB_TYPES, check_job_type, params_of, with_database
 from cdc.cli.output import as_json, console, note, table
 from cdc.config import Settings
 from cdc.errors import ConfigError, Unavailable
@@ -53,9 +53,7 @@ def show_models(
     settings: Settings,
     runtime: Runtime = None,
     runtime_params: Params = "{}",
-    job_type: Annotated[
-        str, typer.Option(metavar="embedding-generation|completion", help="What they are to make.")
-    ] = "embedding-generation",
+    job_type: Annotated[str, typer.Option(metavar="|".join(JOB_TYPES), help="What they are to make.")] = JOB_TYPES[0],
     data_path: Annotated[
         str | None, typer.Option("--data-path", "-d", help="Folder of further models (WALVEC_MODELS_DIR).")
     ] = None,
@@ -65,11 +63,12 @@ def show_models(
     from inference import catalogue, onnx_models
     from inference.lantern import STAND_INS
 
+    check_job_type(job_type)
     params = _params(runtime or settings.runtime, runtime_params)
     settings = _chosen(settings, runtime, None, params, data_path)
     rows: list[dict[str, Any]]
     lines: list[str]
-    if job_type == "completion":
+    if job_type == COMPLETION:
         rows = [{"model": name} for name in COMPLETIONS]
         lines = [*COMPLETIONS, "… and any model of a server with that API: --runtime-params '{\"base_url\": …}'"]
     elif settings.runtime == "ort":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cdc.jobs import OPERATORS, AutotuneSpec, EmbeddingSpec, IndexSpec, JobKind, JobState, Spec
+from cdc.jobs import OPERATORS, AutotuneSpec, EmbeddingSpec, IndexSpec, JobKind, JobState, Spec, recall_share
 from cdc.rows import Table
 
 Row = Mapping[str, Any]
@@ -161,7 +161,7 @@ def _autotune(row: Row) -> AutotuneSpec:
     return AutotuneSpec(
         column=_text(row, "column"),
         metric=_metric(row, "metric_kind" if row.get("metric_kind") else "operator", "l2sq"),
-        target_recall=recall / 100 if recall > 1 else recall,  # a share, too: nobody asks for one per cent
+        target_recall=recall_share(recall),
         k=int(_number(row, "k", 10, least=1, most=10_000)),
         create_index=bool(row.get("create_index") or False),
         model=_text(row, "embedding_model", "", empty=True),

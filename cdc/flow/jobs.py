@@ -42,12 +42,14 @@ class Step(StrEnum):
 class Course:
     """What one daemon remembers of a job: the row that it ran or tried, and how that went.
 
-    ``digest`` is that of the row, empty where it never ran here. ``tries`` counts failures in a row. Times are seconds
+    ``digest`` is that of the row, empty where it never ran here; ``seen`` that of the row that last ran here or
+    was found to be finished. ``tries`` counts failures in a row. Times are seconds
     of a monotonic clock: ``retry_at`` is when the next try is due, ``clear_at`` the next try to clear away.
     ``told_failed``: the row says, by our own hand, that it failed. ``discarded``: what the job kept here is gone.
     """
 
     digest: str = ""
+    seen: str = ""
     running: bool = False
     discarded: bool = False
     tries: int = 0
@@ -92,8 +94,8 @@ def decide(asked: Asked | None, label: str, course: Course, now: float) -> Step:
     edited = course.digest not in ("", asked.digest)
     if course.running:
         return Step.RESTART if edited else Step.KEEP
-    if asked.kind is JobKind.AUTOTUNE and asked.finished:
-        return Step.REST
+    if asked.kind is JobKind.AUTOTUNE and asked.finished:  # once and for all, unless it is another job now
+        return Step.REST if (course.digest or course.seen) in ("", asked.digest) else Step.START
     struck_out = course.told_failed and not asked.failed  # by a person, who wants it tried again
     if course.tries and not edited and not struck_out and now < course.retry_at:
         return Step.WAIT

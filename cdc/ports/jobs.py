@@ -15,6 +15,10 @@ class JobReport(Protocol):
         """Note that work has begun: ``started_at`` (``init_started_at``) where it is empty, failures struck out."""
         ...
 
+    async def anew(self) -> None:
+        """Note that what was finished is to be done again: ``started_at`` and ``finished_at`` empty, progress 0."""
+        ...
+
     async def progress(self, percent: int) -> None:
         """Note how much is done, 0 to 100; written only when it has risen."""
         ...

@@ -134,10 +134,23 @@ def _apply(conn: psycopg.Connection[TupleRow], schema: str, version: int) -> boo
 
 
 def _not_allowed(conn: psycopg.Connection[TupleRow], schema: str, exc: psycopg.Error) -> WalvecError:
-    row = conn.execute("SELECT current_user, current_database()").fetchone()
-    user, database = row if row else ("walvec", "postgres")
-    create = sql.SQL("GRANT CREATE ON DATABASE {} TO {};").format(sql.Identifier(database), sql.Identifier(user))
-    return ConfigError(
-        f'The role "{user}" may not make the control schema "{schema}" ({exc.diag.message_primary}).',
-        f"Let a DBA run `walvec init --print-sql`, or run: {create.as_string(conn)}",
-    )
+    row = conn.execute(
+        "SELECT current_user::text, current_database()::text, pg_get_userbyid(n.nspowner)::text, EXISTS ("
+        " SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'schema_version')"
+        " FROM (SELECT) AS one LEFT JOIN pg_namespace n ON n.nspname = %s",
+        [schema],
+    ).fetchone()
+    user, database, owner, made = row if row else ("walvec", "postgres", None, False)
+    who, place = sql.Identifier(user), sql.Identifier(schema)
+    if owner is None:
+        problem = f'may not make the control schema "{schema}"'
+        grant = sql.SQL("GRANT CREATE ON DATABASE {} TO {};").format(sql.Identifier(database), who)
+        remedy = f"Let a DBA run `walvec init --print-sql`, or run: {grant.as_string(conn)}"
+    elif made:  # a migration changes tables, which takes their owner
+        problem = f'may not use or migrate the control schema "{schema}", which is the role "{owner}"\'s'
+        remedy = f'Connect as "{owner}" or as a role that was granted it, or set WALVEC_SCHEMA to another name.'
+    else:
+        problem = f'may not make tables in the schema "{schema}", which is the role "{owner}"\'s'
+        grant = sql.SQL("GRANT USAGE, CREATE ON SCHEMA {} TO {};").format(place, who)
+        remedy = f"Let a DBA run: {grant.as_string(conn)} or set WALVEC_SCHEMA to another name."
+    return ConfigError(f'The role "{user}" {problem} ({exc.diag.message_primary}).', remedy)

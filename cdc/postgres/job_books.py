@@ -256,6 +256,18 @@ class BookReport:
             },
         )
 
+    async def anew(self) -> None:
+        """Note that what was finished is to be done again: ``started_at`` and ``finished_at`` empty, progress 0."""
+        p = self._book.prefix
+        kept = sql.SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END")  # another daemon may have begun it already
+        done, since, share = (sql.Identifier(f"{p}{name}") for name in ("finished_at", "started_at", "progress"))
+        changes = {
+            f"{p}started_at": kept.format(done, since, sql.NULL),
+            f"{p}progress": kept.format(done, share, sql.Literal(0)),
+            f"{p}finished_at": sql.NULL,
+        }
+        await self._books.write(self._book, self._id, changes)
+
     async def progress(self, percent: int) -> None:
         """Note how much is done; written only when it has risen."""
         if percent > self._percent:

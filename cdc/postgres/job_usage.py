@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from psycopg import sql
 
 from cdc.errors import ConfigError
+from cdc.flow.trial_rows import TrialRows
 from cdc.ports.books import Uncastable, Usage
 from cdc.postgres.job_tables import Conn, columns, insert
 from cdc.postgres.queries import bound
@@ -45,6 +46,7 @@ class Beside:
     def __init__(self, extras: Extras) -> None:
         self._extras = extras
         self._found = _Found()
+        self._trials = TrialRows()
 
     async def look(self, connection: Conn, place: str) -> None:
         """See what there is.
@@ -73,8 +75,9 @@ class Beside:
         """Add a row to the results table, the columns that it has."""
         if self._found.results is not None:
             table, known = self._found.results
-            values = {"experiment_id": id, **row}
-            await insert(connection, table, {name: value for name, value in values.items() if name in known})
+            for each in self._trials.take(id, row, known):
+                values = {"experiment_id": id, **each}
+                await insert(connection, table, {name: value for name, value in values.items() if name in known})
 
     async def remove_results(self, connection: Conn, id: int) -> None:
         """Remove a job's rows of the results table, where that says which they are."""

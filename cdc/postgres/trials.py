@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from cdc.errors import PipelineFault, WalvecError
-from cdc.postgres import control, expressions
+from cdc.postgres import expressions
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound, query
 from cdc.postgres.tuning import KINDS, Place, Subject, TuningSession
@@ -63,8 +63,8 @@ class Trials:
         return Target(self._subject.table, cast.format(column, self._type), queried)
 
     def make_scratch(self, rows: NDArray[np.float32], check: Callable[[], None]) -> Target:
-        """Copy ``rows`` into a scratch table of the control schema, which is made where it is missing."""
-        target = self._empty_scratch()
+        """Copy ``rows`` into a scratch table: temporary, or unlogged in the control schema, if that is ours."""
+        target = self._empty_scratch(len(rows))
         name = expressions.identifier(target.table)
         self._copy(query("tuning", "fill", scratch=name), rows, check)
         self._session.execute(sql.SQL("ANALYZE {}").format(name))
@@ -72,7 +72,7 @@ class Trials:
 
     def copy_table(self) -> Target:
         """Copy every vector of the table into the scratch table, within the server."""
-        target = self._empty_scratch()
+        target = self._empty_scratch(self._subject.rows)
         self._session.execute(
             query("tuning", "copy_rows", scratch=expressions.identifier(target.table), vector=self.table.queried,
                   table=expressions.identifier(self._subject.table), column=sql.Identifier(self._subject.column))
@@ -169,10 +169,13 @@ class Trials:
         """Return the bytes of an index."""
         return int(self._session.one("index_size", index=expressions.identifier(index).as_string())[0])
 
-    def _empty_scratch(self) -> Target:
-        control.ensure(self._session.connection, self._session.scratch.schema)
+    def _empty_scratch(self, rows: int) -> Target:
         name = expressions.identifier(self._session.scratch)
-        self._session.execute(query("tuning", "create_scratch", scratch=name, type=self._type))
+        if self._session.temporary:  # read through a cache of the session's own, in which an index has to find room
+            kilobytes = min(2 * rows * (4 * self._dimension + 512), _MOST_BUILD_MEMORY) >> 10
+            self._session.one("temporary_memory", kilobytes=kilobytes)
+        persistence = sql.SQL("TEMPORARY" if self._session.temporary else "UNLOGGED")
+        self._session.execute(query("tuning", "create_scratch", scratch=name, type=self._type, persistence=persistence))
         return Target(self._session.scratch, sql.Identifier("v"), sql.SQL("e.v"))
 
     @property

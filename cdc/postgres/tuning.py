@@ -14,20 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from cdc.errors import PipelineFault, Unavailable, WalvecError
+from cdc.errors import ConfigError, PipelineFault, Unavailable, WalvecError
 from cdc.flow.keycodec import KeyCodec
 from cdc.flow.vectorformat import VectorFormat
 from cdc.postgres import expressions
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound, query
 from cdc.postgres.tuning_indexes import Claim, hold, settle, settle_all
-from cdc.postgres.vector_copy import copy_vectors
+from cdc.postgres.vector_copy import VectorChunk, copy_vectors
 from cdc.rows import Column, Table
 
 Conn = psycopg.Connection[TupleRow]
@@ -39,6 +38,9 @@ KINDS: Final = {"vector": "vector", "halfvec": "halfvec", "_float4": "vector", "
 _IN_THE_WAY: Final = "5s"
 """How long a transaction may keep a leftover from being dropped, before it is left to the next run."""
 _ENDING_S: Final = 10.0
+_OTHERS: Final = {"v": "view", "f": "foreign table"}
+TEMPORARY: Final = "pg_temp"
+"""The schema of a session's temporary tables."""
 _NO_KEY: Final = KeyCodec((Column("n", "integer", "int4"),))
 
 
@@ -80,7 +82,7 @@ class TuningSession:
 
     Args:
         place: Where to connect.
-        schema: The control schema: scratch tables live in it.
+        schema: The control schema: scratch tables live in it where it is there and ours, else they are temporary.
         owner: Names them; two searches of one owner cannot run at once.
 
     Raises:
@@ -93,6 +95,7 @@ class TuningSession:
         self.claim: Claim | None = None
         """An index of the user's table that is worked on: settled at the end, whatever happened."""
         self.place = place
+        self._schema = schema
         self.scratch = scratch_table(schema, owner)
         """The table for a copy of the vectors; made by who needs it."""
         self.pgvector = ""
@@ -109,8 +112,16 @@ class TuningSession:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.temporary and self.connection.info.transaction_status == TransactionStatus.IDLE:
+            with suppress(WalvecError):  # it goes with the session anyway, a moment later
+                self.drop_scratch()
         self.connection.close()
-        clean(self.place, self.scratch, self.claim)
+        clean(self.place, None if self.temporary else self.scratch, self.claim)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the scratch table goes with the session."""
+        return self.scratch.schema == TEMPORARY
 
     def _open(self) -> None:
         if not self.one("lock", name=self.scratch.name)[0]:
@@ -118,6 +129,25 @@ class TuningSession:
         row = self.rows(bound("tuning", "pgvector"))
         if row:
             self.operators, self.pgvector = row[0]
+        ours, *_ = self.one("scratch_place", schema=self._schema)
+        if not ours:
+            self.scratch = Table(TEMPORARY, self.scratch.name)
+
+    def require_scratch(self) -> None:
+        """Check that copies and queries can be kept for the session's time.
+
+        Raises:
+            ConfigError: the role may make no temporary tables.
+        """
+        _, may, user, database = self.one("scratch_place", schema=self._schema)
+        if not may:
+            grant = sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {};").format(
+                sql.Identifier(database), sql.Identifier(user)
+            )
+            raise ConfigError(
+                f'The role "{user}" may make no temporary tables, in which autotune keeps its queries.',
+                f"Let a DBA run: {grant.as_string(self.connection)}",
+            )
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -128,6 +158,10 @@ class TuningSession:
             PipelineFault: there is no such column, or it holds no vectors.
         """
         found = self.rows(bound("tuning", "column"), {"schema": table.schema, "table": table.name, "column": column})
+        if found and found[0][1] in _OTHERS:
+            raise PipelineFault(
+                f"{table} is a {_OTHERS[found[0][1]]}, of which no index can be made.", "Name the table behind it."
+            )
         if not found or found[0][1] not in ("r", "p", "m"):
             raise PipelineFault(f"There is no table {table} in this database.")
         oid, relation, bare, modifier = found[0]
@@ -139,24 +173,20 @@ class TuningSession:
         return Subject(table, column, oid, bare, modifier, relation == "p", counted[0][0])
 
     def vectors(
-        self, subject: Subject, metric: str, share: float, seed: int, stop: threading.Event
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the column's vectors, shape ``(rows, dimension)``: all of them, or a random ``share``.
+        self, subject: Subject, metric: str, width: int, share: float, seed: int, stop: threading.Event
+    ) -> Iterator[VectorChunk]:
+        """Return the column's vectors of ``width`` components (0: as many as the first): all, or a random ``share``.
 
         Raises:
             PipelineFault: it holds no vectors of which there is such a distance.
         """
         layout = VectorFormat.of(subject.table, subject.column, subject.base, metric)
-        sample = f"TABLESAMPLE BERNOULLI ({min(100.0, 100 * share):.6f}) REPEATABLE ({seed % 1_000_000})"
         statement = query(
             "tuning", "vectors", table=expressions.identifier(subject.table), column=sql.Identifier(subject.column),
-            sample=sql.SQL(sample if share < 1 else ""),
+            sample=sample_of(share, seed),
         )  # fmt: skip
-        width = subject.width if subject.width > 0 and subject.base in KINDS else None
-        copied = copy_vectors(self.connection, sql.SQL(statement.as_string(None)), _NO_KEY, layout, width, stop)
-        for chunk in copied:
-            if len(chunk.vectors):
-                yield chunk.vectors
+        copy = sql.SQL(statement.as_string(None))
+        return copy_vectors(self.connection, copy, _NO_KEY, layout, width or None, stop)
 
     def unindexable(self, subject: Subject, metric: str, dimension: int) -> str:
         """Return why pgvector cannot index the column, as half a sentence; empty: it can."""
@@ -224,12 +254,15 @@ class TuningSession:
         self.set("lock_timeout", before)
 
 
-def clean(place: Place, scratch: Table, claim: Claim | None) -> None:
+def clean(place: Place, scratch: Table | None, claim: Claim | None) -> None:
     """Drop a search's scratch table, and settle its index; a server that is away is left to the next run."""
+    if scratch is None and claim is None:
+        return
     with suppress(WalvecError, psycopg.Error), connect_sync(place, "autotune") as conn:
         conn.execute("SET lock_timeout = '20s'")
-        with suppress(psycopg.Error):
-            conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
+        if scratch is not None:
+            with suppress(psycopg.Error):
+                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(expressions.identifier(scratch)))
         # The search's own session may still be ending; who else has the table settles it before it builds.
         if claim is not None and hold(conn, claim.oid, lambda: None, _ENDING_S):
             settle(conn, claim.oid)
@@ -248,6 +281,12 @@ def sweep(place: Place, schema: str, owner: str) -> None:
 def scratch_table(schema: str, owner: str) -> Table:
     """Return the scratch table of a search."""
     return Table(schema, f"autotune_scratch_{hashlib.sha256(owner.encode()).hexdigest()[:16]}")
+
+
+def sample_of(share: float, seed: int) -> sql.SQL:
+    """Return the clause that takes a random ``share`` of a table's rows; empty: all of them."""
+    clause = f"TABLESAMPLE BERNOULLI ({100 * share:.6f}) REPEATABLE ({seed % 1_000_000})"
+    return sql.SQL(clause if share < 1 else "")
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -233,12 +233,16 @@ class Director:
             if asked.digest != course.digest:
                 course.going()
             course.digest, course.running, course.discarded = asked.digest, True, False
+            course.seen = asked.digest
             self._live(member, self._life.begin(member, asked, member.task, member.clearing), clearing=False)
         elif step is Step.DISCARD:
             member.course.running, member.course.discarded = False, True
             self._live(member, self._life.leave(member, member.task, member.clearing), clearing=True)
         elif step is Step.REST and member.asked is None and (member.task is None or member.task.done()):
             self.members.pop(member.id, None)
+        elif step is Step.REST and str(member.id) in self.living():
+            assert member.asked is not None
+            member.course.seen = member.asked.digest
 
     def _live(self, member: Member, work: Awaitable[None], *, clearing: bool) -> None:
         member.clearing = clearing

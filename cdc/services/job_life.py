@@ -99,6 +99,8 @@ class Life:
         course, since = member.course, time.monotonic()
         report = _Told(self._books.report(member.id, asked.kind), member, self._looks, self._clean)
         try:
+            if asked.kind is JobKind.AUTOTUNE and asked.finished:  # edited: it is not done any more
+                await report.anew()
             job = await self._job(member, asked)
             if member.job is not None and _moved(member.job, job):
                 await self.discard(member, member.job)
@@ -226,6 +228,10 @@ class _Told:
         await self._report.started()
         self._member.course.told_failed = False
         self._wrote(started=True, failed=False)
+
+    async def anew(self) -> None:
+        await self._report.anew()
+        self._wrote(started=False, finished=False)
 
     async def progress(self, percent: int) -> None:
         await self._report.progress(percent)

@@ -290,6 +290,7 @@ def test_the_model_that_comes_along(walvec, database18):
             "-c", "title", "--out-column", "vec", "--create-column", "--data-path", "/nowhere", "--visual",
         )  # fmt: skip
         assert code == 0 and "vector(384)" in out, err
+        assert "daemon" not in err and "run it again with --all" in err, err
         assert "stands in for microsoft/all-MiniLM-L12-v2" in err and "no folder" in err and "--visual changes" in err
         near = db.execute("SELECT id FROM books WHERE id > 1 ORDER BY vec <=> (SELECT vec FROM books WHERE id = 1)")
         assert near.fetchall() == [(2,), (3,)]
@@ -311,6 +312,19 @@ def test_a_model_that_is_away_is_one_sentence(walvec, database18):
         )  # fmt: skip
         assert code == 2 and "does not answer" in err and err.count("\n") == 1 and not out
         assert db.execute("SELECT count(*) FROM pg_attribute WHERE attname = 'vec'").fetchone() == (0,)
+
+
+def test_a_refusal_speaks_of_flags_and_not_of_jobs(walvec, database18):
+    with database18.connect() as db:
+        db.execute("CREATE TABLE books (id int PRIMARY KEY, title text)")
+        words = ("create-embeddings", "-u", database18.url, "-t", "books", "-c", "title", "--out-column", "vec", "-m")
+        for more in (
+            ["clip/ViT-B-32-visual", "--runtime", "ort"],
+            ["m", "--runtime", "triton"],
+            ["m", "--runtime", "x"],
+        ):
+            code, _, err = walvec(*words, *more)
+            assert code == 2 and "job" not in err and "--runtime" in err, err
 
 
 async def test_a_run_that_ended_in_the_middle_goes_on_where_it_stood(database18):

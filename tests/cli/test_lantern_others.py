@@ -36,6 +36,8 @@ def test_runtimes_and_models(walvec, tmp_path):
     assert all(
         "embed-" in row["model"] for row in json.loads(walvec("show-models", "--runtime", "cohere", "--json")[1])
     )
+    code, out, err = walvec("show-models", "--job-type", "bogus")
+    assert code == 2 and "--job-type is 'bogus'" in err and not out
     code, _, err = walvec("show-models", "--runtime", "nosuch")
     assert code == 2 and "There is no runtime" in err
 
@@ -70,7 +72,9 @@ def test_an_index_in_a_file_is_that_of_the_rows(walvec, docs, database18, tmp_pa
 
 def test_an_index_in_the_database(walvec, docs, database18):
     words = ("create-index", "-u", database18.url, "-t", "docs", "-c", "vec", "--efc", "20", "--ef", "50")
-    code, out, err = walvec(*words, "--import", "--index-name", "fast", "--metric-kind", "cos", "--remote-database")
+    code, out, err = walvec(
+        *words, "--import", "--index-name", "fast", "--metric-kind", "cos", "--remote-database", "true"
+    )
     assert code == 0 and "Built the index fast" in out and "hnsw.ef_search = 50" in out, err
     definition = docs.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'fast'").fetchone()[0]
     assert "vector_cosine_ops" in definition and "m='16'" in definition and "ef_construction='32'" in definition
@@ -85,6 +89,8 @@ def test_an_index_in_the_database(walvec, docs, database18):
         (["--metric-kind", "l1"], "Use l2sq, cos, hamming."),
         (["-d", "8"], "holds vectors of 16 dimensions, not of 8"),
         (["-o", "/nowhere/at/all"], "no such folder"),
+        (["true", "nonsense"], "unexpected extra argument"),
+        (["nonsense"], "'nonsense' is no flag"),
         (["--pq"], "no product quantisation"),
     ],
 )
@@ -106,3 +112,53 @@ def test_autotune_prints_trials_exports_them_and_uses_them_again(walvec, docs, d
     assert walvec(*words, "--create-index")[0] == 0
     assert docs.execute("SELECT count(*) FROM pg_indexes WHERE tablename = 'docs'").fetchone() == (2,)
     assert docs.execute("SELECT count(*) FROM trials WHERE best").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("recall", ["0.9", "90"])
+def test_the_recall_is_a_percentage_or_a_share_as_in_a_job(walvec, docs, database18, recall):
+    words = ("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", "--metric-kind", "cos", "--k", "5")
+    code, out, err = walvec(*words, "--recall", recall)
+    assert code == 0 and "(wanted: 0.9)" in out, (out, err)
+
+
+TUNE = ("--metric-kind", "cos", "--recall", "90", "--k", "5", "--test-data-size", "500")
+LANTERNS = (
+    "CREATE TABLE autotune_results (id serial PRIMARY KEY, experiment_id int NOT NULL, ef int NOT NULL,"
+    " efc int NOT NULL, m int NOT NULL, recall float NOT NULL, latency float NOT NULL, build_time float)"
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("a int", "no column experiment_id, ef, efc, m, recall, latency"),
+        ("experiment_id int, ef int, efc int, m int, latency float", "no column recall"),
+        ("experiment_id int, ef int, efc int, m int, recall float, latency float, who text NOT NULL", "who wants"),
+    ],
+)
+def test_a_table_that_cannot_hold_trials_is_refused_before_any_work(walvec, docs, database18, columns, says):
+    docs.execute(f"CREATE TABLE trials ({columns})")
+    words = ("autotune-index", "-u", database18.url, "-t", "nosuch", "-c", "vec", "--export-table-name", "trials")
+    code, out, err = walvec(*words)
+    assert code == 2 and says in err and "--export-table-name" in err and not out, err
+
+
+def test_lanterns_own_table_gets_trials_of_one_kind_and_each_once(walvec, docs, database18):
+    """It cannot tell hnswlib's latencies from pgvector's, of which the least wins there."""
+    docs.execute(LANTERNS)
+    code, out, err = walvec("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", *TUNE, "--export")
+    assert code == 0, err
+    rows = docs.execute("SELECT m, efc, ef, latency FROM autotune_results").fetchall()
+    assert 0 < len(rows) == out.count("\n pgvector "), (rows, out)
+    assert len({row[:3] for row in rows}) == len(rows)
+
+
+def test_a_place_for_exports_that_is_away_is_told_by_its_flag(walvec, docs, database18):
+    words = ("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", "--export")
+    code, out, err = walvec(*words, "--export-db-uri", "postgresql://u@127.0.0.1:1/none")
+    assert code != 0 and "correct --export-db-uri" in err and not out, err
+
+
+def test_a_model_without_a_table_of_trials_is_told(walvec, docs, database18):
+    code, _, err = walvec("autotune-index", "-u", database18.url, "-t", "docs", "-c", "vec", *TUNE, "--model-name", "m")
+    assert code == 0 and "--model-name is not used" in err, err

@@ -164,6 +164,20 @@ def test_a_role_that_may_not_is_told_the_grant(db, database, settings):
     assert f'GRANT CREATE ON DATABASE "{database.name}" TO "{role}";' in refused(init, limited)
 
 
+@pytest.mark.parametrize(
+    ("made", "says"), [(False, 'GRANT USAGE, CREATE ON SCHEMA "walvec" TO "{}"'), (True, 'Connect as "postgres"')]
+)
+def test_a_control_schema_of_another_role_is_told_as_that(db, database, made, says):
+    role = f"r_{secrets.token_hex(4)}"
+    db.execute(f"CREATE ROLE {role}; CREATE SCHEMA walvec")
+    if made:
+        control.ensure(db, "walvec")
+        db.execute("DELETE FROM walvec.schema_version WHERE version > 1")
+    db.execute(f"SET ROLE {role}")
+    said = refused(control.ensure, db, "walvec")
+    assert says.format(role) in said and "DATABASE" not in said, said
+
+
 def test_migrations_are_applied_once_by_whoever_is_first(database, settings):
     applied = []
 

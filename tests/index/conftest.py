@@ -37,6 +37,9 @@ class Report:
     percents: list[int] = field(default_factory=list)
     finished_once: threading.Event = field(default_factory=threading.Event)
 
+    async def anew(self) -> None:
+        """Nothing."""
+
     async def started(self) -> None:
         self.events.append("started")
 

@@ -195,6 +195,17 @@ def test_a_failure_for_good_waits_for_a_person():
     assert decide(read(JobKind.AUTOTUNE, TUNE), "", course, 0) is Step.START  # the failure was struck out
 
 
+def test_an_edit_of_a_finished_autotune_job_begins_it_anew():
+    tuned = {**TUNE, "started_at": "t", "finished_at": "t"}
+    old, new = read(JobKind.AUTOTUNE, tuned), read(JobKind.AUTOTUNE, {**tuned, "target_recall": 80})
+    for course in (Course(digest=old.digest), Course(seen=old.digest)):  # it ran here; it was found to be finished
+        assert decide(old, "", course, 0) is Step.REST
+        assert decide(new, "", course, 0) is Step.START
+    its_own = read(JobKind.AUTOTUNE, {**tuned, "progress": 100, "finished_at": "u", "updated_at": "t"})
+    assert decide(its_own, "", Course(digest=old.digest), 0) is Step.REST
+    assert decide(new, "", Course(digest=new.digest, tries=1), 0) is Step.REST  # another daemon has done it
+
+
 def test_of_two_jobs_that_write_one_column_the_later_gives_way():
     t, u = Table("public", "t"), Table("public", "u")
     wanted = [(1, "db", t, "v"), (2, "db", t, "v"), (3, "db", u, "v"), (4, "other", t, "v"), (5, "db", t, "v")]

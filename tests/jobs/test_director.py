@@ -30,6 +30,9 @@ class FakeReport:
     async def started(self):
         await self._write(**{f"{self.prefix}started_at": "t", f"{self.prefix}failed_at": None})
 
+    async def anew(self):
+        await self._write(started_at=None, finished_at=None, progress=0)
+
     async def progress(self, percent):
         await self._write(**{f"{self.prefix}progress": percent})
 

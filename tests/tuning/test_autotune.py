@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cdc.autotune import HnswTuner, autotune
 from cdc.errors import ConfigError, PipelineFault, Unavailable
 from cdc.jobs import AutotuneSpec
 from cdc.ports.tuning import Earlier, Trial
+from cdc.postgres import control
 from cdc.postgres.trials import Trials
 from cdc.postgres.tuning import Place, TuningSession, scratch_table
 from cdc.postgres.tuning_rows import binary_rows
@@ -137,6 +139,7 @@ async def test_a_scratch_copy_is_measured_and_dropped(database18: Database) -> N
         result = await autotune(database18.url, DOCS, spec())
         assert result.reached and result.index is None and result.best.query_kind == "held out"
         assert indexes(db) == [] and scratch(db) == []
+        assert db.execute("SELECT FROM pg_namespace WHERE nspname = 'walvec'").fetchone() is None
         best = result.best
         db.execute("SET maintenance_work_mem = '128MB'")
         db.execute(
@@ -231,8 +234,13 @@ async def test_a_sample_of_a_large_table(database18: Database) -> None:
 
 @pytest.mark.parametrize("at", ["1 %", "hnswlib", "building", "pgvector"])
 @pytest.mark.parametrize("create_index", [False, True], ids=["scratch", "table"])
-async def test_cancelled_at_any_moment_nothing_stays(database18: Database, at: str, create_index: bool) -> None:
+@pytest.mark.parametrize("schema", [False, True], ids=["temporary", "control schema"])
+async def test_cancelled_at_any_moment_nothing_stays(
+    database18: Database, at: str, create_index: bool, schema: bool
+) -> None:
     with database18.connect() as db:
+        if schema:
+            control.ensure(db, "walvec")
         fill(db, INDEXED)
         say = Heard(at)
         task = asyncio.create_task(autotune(database18.url, DOCS, spec(create_index=create_index), say=say))
@@ -252,7 +260,7 @@ async def test_leftovers_of_a_killed_run_go(database18: Database) -> None:
     """A scratch table that no session holds is dropped by the next run, one in use is not; so are invalid indexes."""
     with database18.connect() as db:
         fill(db, INDEXED[:500])
-        await autotune(database18.url, DOCS, spec())  # makes the control schema
+        control.ensure(db, "walvec")
         dead, alive = scratch_table("walvec", "dead"), scratch_table("walvec", "alive")
         for table in (dead, alive):
             db.execute(f"CREATE UNLOGGED TABLE {table} (v vector(48))")
@@ -274,13 +282,16 @@ async def test_leftovers_of_a_killed_run_go(database18: Database) -> None:
         assert [n for n, _, _ in indexes(db)] == ["walvec_autotune_docs_e_cosine"], "what was finished stays"
 
 
-def test_a_connection_lost_mid_way_leaves_nothing(database18: Database) -> None:
+@pytest.mark.parametrize("schema", [False, True], ids=["temporary", "control schema"])
+def test_a_connection_lost_mid_way_leaves_nothing(database18: Database, schema: bool) -> None:
     with database18.connect() as db:
+        if schema:
+            control.ensure(db, "walvec")
         fill(db, INDEXED[:100])
         with TuningSession(Place(database18.url), "walvec", "x") as tuning:
             trials = Trials(tuning, tuning.subject(DOCS, "e"), "cosine", 48)
             trials.make_scratch(INDEXED[:100], lambda: None)
-            assert len(scratch(db)) == 1
+            assert len(scratch(db)) == 1 and tuning.temporary is not schema
             pid = tuning.connection.info.backend_pid
             db.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
         assert scratch(db) == []
@@ -292,6 +303,8 @@ REFUSED: Sequence[tuple[dict[str, Any], type[Exception], str]] = [
     ({"k": 0}, ConfigError, "k is 0"),
     ({"metric": "manhattan"}, ConfigError, "manhattan"),
     ({"sample": -1}, ConfigError, "-1"),
+    ({"query_table": "docs"}, ConfigError, "query_table without a query_column"),
+    ({"query_column": "e"}, ConfigError, "query_column without a query_table"),
     ({"column": "nope"}, PipelineFault, "no column nope"),
     ({"column": "id"}, PipelineFault, "column|Column id"),
     ({"metric": "hamming"}, PipelineFault, "hamming"),
@@ -313,9 +326,73 @@ async def test_few_rows_and_other_indexes_are_refused(database18: Database) -> N
             await autotune(database18.url, DOCS, spec())
         with pytest.raises(PipelineFault, match=r"no table public\.missing"):
             await autotune(database18.url, Table("public", "missing"), spec())
+        db.execute("CREATE VIEW seen AS SELECT * FROM docs")
+        with pytest.raises(PipelineFault, match=r"public\.seen is a view"):
+            await autotune(database18.url, Table("public", "seen"), spec())
         db.execute("CREATE INDEX theirs ON docs USING hnsw (e vector_cosine_ops)")
         with pytest.raises(PipelineFault, match="vector index theirs already"):
             await autotune(database18.url, DOCS, spec(create_index=True))
         db.execute("CREATE TABLE parts (id int, e vector(48)) PARTITION BY RANGE (id)")
         with pytest.raises(PipelineFault, match="partitioned"):
             await autotune(database18.url, Table("public", "parts"), spec(create_index=True))
+
+
+def mixed(db: psycopg.Connection[Any], type: str) -> None:
+    """Make a table of 900 vectors, a seventh of them, the first too, of 24 dimensions and all others of 48."""
+    db.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    db.execute(f"CREATE TABLE docs (id serial PRIMARY KEY, e {type})")
+    with db.cursor() as cursor:
+        rows = [row[:24] if at % 7 == 0 else row for at, row in enumerate(INDEXED[:900])]
+        cursor.executemany("INSERT INTO docs (e) VALUES (%s::real[])", [(row.tolist(),) for row in rows])
+
+
+@pytest.mark.parametrize("type", ["real[]", "vector"])
+async def test_of_mixed_widths_the_commonest_counts_and_the_others_are_told(database18: Database, type: str) -> None:
+    with database18.connect() as db:
+        mixed(db, type)
+        result = await autotune(database18.url, DOCS, spec(target_recall=0.9))
+        assert result.dimension == 48 and "129 of 900 rows were left out" in result.summary
+        assert result.best.rows + result.best.queries == 771
+        part = await autotune(database18.url, DOCS, spec(target_recall=0.9, sample=300))
+        assert part.dimension == 48 and "a random sample of 300 of the 771 rows" in part.summary, part.summary
+        say = Heard()
+        with pytest.raises(PipelineFault, match=r"several dimensions \(771 of 48, 129 of 24\)"):
+            await autotune(database18.url, DOCS, spec(create_index=True), say=say)
+        assert max(say.percent) == 1 and not say.trials and indexes(db) == []
+
+
+@pytest.fixture
+def reader(database18: Database) -> Iterator[str]:
+    """A role that may log in, and nothing else."""
+    name = f"r_{secrets.token_hex(4)}"
+    with database18.connect() as db:
+        db.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
+        yield name
+        db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def test_a_role_that_may_only_read_can_tune(database18: Database, reader: str) -> None:
+    """Whoever the control schema belongs to; and nothing of theirs is touched."""
+    url = database18.dsn(user=reader, password=reader)
+    with database18.connect() as db:
+        fill(db, INDEXED[:1_000])
+        db.execute(f"GRANT SELECT ON docs TO {reader}")
+        control.ensure(db, "walvec")
+        leftover = scratch_table("walvec", "dead")
+        db.execute(f"CREATE UNLOGGED TABLE {leftover} (v vector(48))")
+        assert (await autotune(url, DOCS, spec())).reached
+        db.execute(f"GRANT USAGE, CREATE ON SCHEMA walvec TO {reader}")
+        assert (await autotune(url, DOCS, spec())).reached
+        assert scratch(db) == [(leftover.name,)]
+
+
+async def test_without_temporary_tables_it_is_refused_before_anything_is_read(
+    database18: Database, reader: str
+) -> None:
+    with database18.connect() as db:
+        fill(db, INDEXED[:1_000])
+        db.execute(f"GRANT SELECT ON docs TO {reader}; REVOKE TEMPORARY ON DATABASE {database18.name} FROM PUBLIC")
+        say = Heard()
+        with pytest.raises(ConfigError, match=f'GRANT TEMPORARY ON DATABASE "{database18.name}" TO "{reader}"'):
+            await autotune(database18.dsn(user=reader, password=reader), DOCS, spec(), say=say)
+        assert max(say.percent) == 1

@@ -34,6 +34,9 @@ class Report:
     def __init__(self) -> None:
         self.said: list[Any] = []
 
+    async def anew(self) -> None:
+        """Nothing."""
+
     async def started(self) -> None:
         self.said.append("started")
 

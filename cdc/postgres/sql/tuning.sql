@@ -21,6 +21,10 @@ WHERE e.extname = 'vector' AND EXISTS (SELECT FROM pg_catalog.pg_am AS m WHERE m
 -- name: count
 SELECT count(*) FROM {table} AS e WHERE e.{column} IS NOT NULL
 
+-- name: widths
+-- How many vectors there are of each width, the commonest first.
+SELECT {width}, count(*) FROM {table} AS e {sample} WHERE e.{column} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 DESC
+
 -- name: vectors
 -- All vectors or a random sample of rows (not of pages: rows of one page are often alike). The number stands for a key.
 COPY (SELECT 0, e.{column} FROM {table} AS e {sample} WHERE e.{column} IS NOT NULL) TO STDOUT (FORMAT binary)
@@ -32,14 +36,32 @@ SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('walvec autot
 -- name: unlock
 SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended('walvec autotune ' || %(name)s, 0))
 
+-- name: scratch_place
+-- Whether the schema is walvec's and may be built in, and whether temporary tables may be made.
+SELECT EXISTS (
+           SELECT FROM pg_catalog.pg_namespace AS n
+           JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'schema_version'
+           WHERE n.nspname = %(schema)s AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+             AND pg_catalog.has_schema_privilege(n.oid, 'CREATE')),
+       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'),
+       current_user::text, pg_catalog.current_database()::text
+
 -- name: scratch_tables
+-- Those that this role may drop.
 SELECT c.relname::text
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND c.relname ~ '^autotune_scratch_[0-9a-f]{{16}}$'
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
 ORDER BY 1
 
 -- name: create_scratch
-CREATE UNLOGGED TABLE {scratch} (v {type} NOT NULL)
+CREATE {persistence} TABLE {scratch} (v {type} NOT NULL)
+
+-- name: temporary_memory
+-- Memory for a temporary table and its index, at least what the server gives anyway: they have no other cache.
+SELECT pg_catalog.set_config('temp_buffers',
+                             greatest(%(kilobytes)s::bigint, s.setting::bigint * 8)::text || 'kB', false)
+FROM pg_catalog.pg_settings AS s WHERE s.name = 'temp_buffers'
 
 -- name: fill
 COPY {scratch} (v) FROM STDIN (FORMAT binary)
