@@ -21,6 +21,7 @@ from cdc.postgres import columns
 from cdc.postgres import job_pipelines as jobs
 from cdc.postgres.admin import Admin
 from cdc.postgres.search import searchable
+from cdc.rows import Table
 from cdc.services import fleet
 from cdc.status import PipelineState
 from cdc.testing.database import Database
@@ -417,6 +418,19 @@ def test_any_key_and_bytes_too(scene18, db18):
             np.testing.assert_allclose(vector, hash_vectors([text], 8)[0], atol=1e-6)
     (seen,) = scene18.with_control(lambda conn: jobs.job_pipelines(conn, scene18.settings)).items()
     assert seen == (name, ("1", True))
+
+
+def test_a_partition_of_a_published_table_says_whose_changes_its_changes_are(scene18, db18):
+    db18.execute("CREATE TABLE part (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+    db18.execute("CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (1) TO (9)")
+    whole = scene18.job("body", "v", Twin(8), table=Table("public", "part"))
+    one = scene18.job("body", "w", Twin(8), job="2", table=Table("public", "part1"))
+    scene18.start()
+    scene18.backfilled(whole)
+    scene18.until(lambda: (found := scene18.status(one)) is not None and found.state is PipelineState.ERROR)
+    reason = scene18.status(one).reason
+    assert "public.part1 is a partition of public.part, which is in the publication" in reason
+    assert "published as those of public.part." in reason and "dropped" not in reason
 
 
 # -- completions ----------------------------------------------------------------------------------------------------

@@ -85,6 +85,18 @@ ORDER BY p.id
 -- name: targets
 SELECT target_schema::text, target_table::text FROM {schema}.pipelines
 
+-- name: ancestors
+-- What tables are partitions of, the topmost one last.
+SELECT n.nspname::text, c.relname::text, an.nspname::text, ac.relname::text
+FROM unnest(%(schemas)s::name[], %(tables)s::name[]) AS u (schema, name)
+JOIN pg_catalog.pg_namespace AS n ON n.nspname = u.schema
+JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = u.name
+CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS a (relid, depth)
+JOIN pg_catalog.pg_class AS ac ON ac.oid = a.relid
+JOIN pg_catalog.pg_namespace AS an ON an.oid = ac.relnamespace
+WHERE ac.oid <> c.oid
+ORDER BY a.depth
+
 -- name: register
 WITH p AS (
     INSERT INTO {schema}.pipelines AS p (name, slot, source_schema, source_table, target_schema, target_table,
