@@ -84,7 +84,8 @@ class PostgresRegistry:
                 f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
             )
         errors, storage = row.errors if row else 0, table.storage if table is not None else ""
-        return Wanted(name, digest, storage, mode, paused, fault, id, target_gone, warning, errors)
+        queued = row is not None and row.queued
+        return Wanted(name, digest, storage, mode, paused, fault, id, target_gone, warning, errors, queued)
 
     def _source(self, entry: Entry) -> Source:
         table, row = entry.table, entry.row

@@ -468,6 +468,40 @@ def test_answers_are_cast_and_those_that_cannot_be_are_set_aside(scene18, db18):
         searchable(db18, "walvec", name)
 
 
+def test_a_row_set_aside_waits_for_another_text_or_a_person(scene18, db18):
+    """Neither a sibling's write-back nor any other change of the row asks the model again."""
+
+    def attempts():
+        return dict(db18.execute("SELECT (key->>'id')::int, attempts FROM walvec.pipeline_errors").fetchall())
+
+    model = Twin(answer=lambda text: text.removeprefix("poison "))
+    name = scene18.job("title", "rating", model, kind=JobKind.COMPLETION, value_type="int")
+    beside = scene18.job("title", "vec", Twin(8), job="2")
+    db18.execute("UPDATE docs SET title = id::text")
+    scene18.start()
+    scene18.backfilled(name, beside)
+    db18.execute("INSERT INTO docs (id, title) VALUES (100, 'poison x'), (101, '101')")
+    scene18.sync()
+    for change in ("other = 1", "other = 2, body = 'b'", "title = title"):
+        db18.execute(f"UPDATE docs SET {change} WHERE id >= 100")
+        scene18.sync()
+    assert attempts() == {100: 1} and model.asked.count("poison x") == 1 and len(scene18.heard.letters) == 1
+    scene18.stop()
+    scene18.start()  # what is set aside is known again
+    scene18.until(lambda: scene18.status(name) is not None and scene18.status(name).state is PipelineState.READY)
+    db18.execute("UPDATE docs SET other = 3 WHERE id >= 100")
+    scene18.sync()
+    assert attempts() == {100: 1} and scene18.status(name).errors == 1
+    assert scene18.with_control(lambda conn: Admin(conn, scene18.settings).requeue_errors(name)) == 1
+    scene18.until(lambda: model.asked.count("poison x") == 2)
+    scene18.until(lambda: attempts() == {100: 1})
+    scene18.with_control(lambda conn: Admin(conn, scene18.settings).ask_reconcile([name]))
+    scene18.until(lambda: attempts() == {100: 2})
+    db18.execute("UPDATE docs SET title = 'poison 7' WHERE id = 100")
+    scene18.sync()
+    assert attempts() == {} and db18.execute("SELECT rating FROM docs WHERE id = 100").fetchone() == (7,)
+
+
 def test_answers_into_text_follow_one_another(scene18, db18):
     """A completion's answer is the source of an embedding: each write-back is a change to the next."""
     shout = scene18.job("title", "loud", Twin(answer=str.upper), kind=JobKind.COMPLETION)

@@ -77,7 +77,8 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        pg_catalog.pg_current_wal_insert_lsn()::text,
        p.dimension IS NOT NULL
        AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL,
-       p.kind, p.value_type, p.revision
+       p.kind, p.value_type, p.revision,
+       EXISTS (SELECT FROM {schema}.dirty AS d WHERE d.pipeline_id = p.id)
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id
