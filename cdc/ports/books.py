@@ -110,8 +110,12 @@ class Targets(Protocol):
         """
         ...
 
-    async def check(self, job: Job) -> None:
-        """Check that the job's own role may read its source and write its destination. Raises as :meth:`identity`."""
+    async def check(self, job: Job, url: str) -> None:
+        """Check that the job's own role may read its source and write its destination.
+
+        Also that the role of ``url``, which writes for all jobs of the database, may be lent to it. Raises as
+        :meth:`identity`.
+        """
         ...
 
     async def ensure(self, url: str, job: Job) -> None:

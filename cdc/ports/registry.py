@@ -40,7 +40,7 @@ class Wanted:
     ``digest`` changes when the pipeline must be made anew; ``storage`` when its rows may have changed with no event.
     ``fault`` says why it cannot run; ``id`` is its row in the control schema, None while it has none;
     ``target_gone`` is true where somebody dropped its destination; ``warning`` says what it misses though it runs;
-    ``errors`` counts its dead letters.
+    ``errors`` counts its dead letters; ``queued``: there are keys in its durable queue.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Wanted:
     target_gone: bool = False
     warning: str = ""
     errors: int = 0
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

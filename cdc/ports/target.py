@@ -56,12 +56,13 @@ class Write:
     vectors: list[Results] = field(default_factory=list)
     removals: list[Work] = field(default_factory=list)
     settled: list[Work] = field(default_factory=list)  # nothing to write, but no longer queued or dead
+    resting: list[Work] = field(default_factory=list)  # set aside, and still: no longer queued
     dead: list[DeadLetter] = field(default_factory=list)
 
     @property
     def works(self) -> list[Work]:
         """All that the write is about."""
-        return [*self.upserts, *self.removals, *self.settled, *(letter.work for letter in self.dead)]
+        return [*self.upserts, *self.removals, *self.settled, *self.resting, *(letter.work for letter in self.dead)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,10 @@ class Target(Protocol):
 
     async def unchanged(self, works: Sequence[Work]) -> set[int]:
         """Return the indexes of the works whose embedding stands already, by hash."""
+        ...
+
+    async def set_aside(self, works: Sequence[Work]) -> set[int]:
+        """Return the indexes of the works whose row was set aside for this very text, by hash."""
         ...
 
     async def write(self, write: Write, counted: Counted) -> Written:

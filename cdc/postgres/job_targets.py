@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, PipelineFault, Unavailable
+from cdc.errors import Unavailable
 from cdc.jobs import EmbeddingSpec, Job
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.job_pipelines import (
@@ -22,6 +21,7 @@ from cdc.postgres.job_pipelines import (
     job_pipelines,
     release_jobs,
 )
+from cdc.postgres.job_rights import check_hands, check_rights
 from cdc.postgres.queries import bound
 from cdc.postgres.setup import SetupSettings
 
@@ -54,9 +54,11 @@ class PostgresTargets:
         self._identities[url] = found = await self._with(url, look)
         return found
 
-    async def check(self, job: Job) -> None:
-        """Check what the job's own role may do."""
-        await self._with(job.url, lambda connection: _check_rights(connection, job))
+    async def check(self, job: Job, url: str) -> None:
+        """Check what the job's own role may do, and whose code the role of ``url`` would run for it."""
+        asker = await self._with(job.url, lambda connection: check_rights(connection, job))
+        if url != job.url:
+            await self._with(url, lambda connection: check_hands(connection, job, asker))
 
     async def ensure(self, url: str, job: Job) -> None:
         """Make or adapt the job's pipeline."""
@@ -139,36 +141,3 @@ class _Turn:
         with self._lock:
             self._void = True
             return self._begun
-
-
-def _check_rights(connection: psycopg.Connection[TupleRow], job: Job) -> None:
-    """Refuse a job whose own role may not read its source or write its destination. What is missing is said later.
-
-    Jobs of one database share a consumer, and so its role: a job must not reach through it what it may not by itself.
-    """
-    spec = job.spec
-    assert isinstance(spec, EmbeddingSpec)
-    params = {
-        **{"schema": job.table.schema, "table": job.table.name},
-        **{"source": spec.source_column, "target": spec.target_column},
-    }
-    row = connection.execute(bound("jobs", "rights"), params).fetchone()
-    if row is None:
-        raise PipelineFault(f"There is no table {job.table}.", "Correct the job's schema and table.")
-    role, owns, reads, writes = row
-    names = {"table": sql.Identifier(job.table.schema, job.table.name), "role": sql.Identifier(role)}
-    if reads is False:
-        remedy = sql.SQL("GRANT SELECT ON {table} TO {role};").format(**names)
-        raise ConfigError(f'The role "{role}" may not read {job.table}.', remedy.as_string(connection))
-    column = sql.Identifier(spec.target_column)
-    if writes is None and not owns:
-        add = sql.SQL("ALTER TABLE {table} ADD {column} real[]; GRANT UPDATE ({column}) ON {table} TO {role};")
-        raise ConfigError(
-            f'{job.table} has no column {spec.target_column}, and the role "{role}" may not add one.',
-            f"Let the table's owner run: {add.format(**names, column=column).as_string(connection)}",
-        )
-    if writes is False:
-        remedy = sql.SQL("GRANT UPDATE ({column}) ON {table} TO {role};").format(**names, column=column)
-        raise ConfigError(
-            f'The role "{role}" may not write column {spec.target_column} of {job.table}.', remedy.as_string(connection)
-        )

@@ -38,6 +38,7 @@ class PostgresRegistry:
         self._publication: Publication | None = None
         self._entries: dict[str, Entry] = {}
         self._gone: list[str] = []
+        self._above: dict[Table, Table] = {}  # partitions that a published table has the changes of
         self._turns: dict[Table, asyncio.Lock] = {}  # by table that pipelines write into, so that they do so by turns
 
     async def wanted(self) -> list[Wanted]:
@@ -56,6 +57,7 @@ class PostgresRegistry:
         declaration = self._declared([table for table in tables if table.table not in targets], stored)
         self._entries = {**declaration.pipelines, **declaration.gone}
         self._gone = list(declaration.gone)
+        self._above = await self._published_above({table.table for table in tables})
         return [self._want(name, entry) for name, entry in declaration.pipelines.items()]
 
     def _want(self, name: str, entry: Entry) -> Wanted:
@@ -82,16 +84,34 @@ class PostgresRegistry:
                 f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
             )
         errors, storage = row.errors if row else 0, table.storage if table is not None else ""
-        return Wanted(name, digest, storage, mode, paused, fault, id, target_gone, warning, errors)
+        queued = row is not None and row.queued
+        return Wanted(name, digest, storage, mode, paused, fault, id, target_gone, warning, errors, queued)
 
     def _source(self, entry: Entry) -> Source:
         table, row = entry.table, entry.row
         if table is not None:
             return table.source(row.named_columns if row is not None else None)
+        publication = self._control.settings.publication
+        if row is not None and (above := self._above.get(row.source)) is not None:
+            raise PipelineFault(
+                f'{row.source} is a partition of {above}, which is in the publication "{publication}" too: its changes '
+                f"are published as those of {above}.",
+                f"Follow {above} instead, or take it out of the publication: for a job, cancel those on {above}.",
+            )
         raise PipelineFault(
             f"{row.source if row is not None else 'The table'} is not in the publication "
-            f'"{self._control.settings.publication}": it was dropped, renamed, or taken out of it.'
+            f'"{publication}": it was dropped, renamed, or taken out of it.'
         )
+
+    async def _published_above(self, published: set[Table]) -> dict[Table, Table]:
+        """Return the topmost published table above each source that the publication does not show by itself."""
+        entries = self._entries.values()
+        missing = {entry.row.source for entry in entries if entry.table is None and entry.row is not None}
+        if not missing:
+            return {}
+        params = {"schemas": [table.schema for table in missing], "tables": [table.name for table in missing]}
+        found = [(Table(*row[:2]), Table(*row[2:])) for row in await self._control.rows("ancestors", params)]
+        return {table: above for table, above in found if above in published}
 
     async def follow(self, name: str, choice: ModelChoice, dimension: int | None) -> Followed:
         """Make pipeline ``name`` ready: its row, its destination, its statements."""

@@ -102,6 +102,7 @@ class Statements:
         self.refused = self._render("refused")
         self.surviving = self._render("surviving")
         self.unchanged = self._render("unchanged")
+        self.set_aside = self._render("set_aside")
         self.read_keys = self._render("read_keys")
         self.truncate = self._render("truncate")
         self.enqueue = self._render("enqueue")

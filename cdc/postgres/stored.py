@@ -46,6 +46,7 @@ class Stored:
     kind: str
     value_type: str
     revision: int
+    queued: bool
 
     @property
     def is_job(self) -> bool:
@@ -73,14 +74,14 @@ class Stored:
         (id, name, schema, table, _oid, _key, text, target_schema, target_table, column, vector_type, model, dimension,
          config, shape, storage, mode, paused, attached, records, counted_lsn, snapshot, written, embeddings,
          reason, phase, cursor, done, total, backfilled, errors, now,
-         target_gone, kind, value_type, revision) = row  # fmt: skip
+         target_gone, kind, value_type, revision, queued) = row  # fmt: skip
         base = Snapshot.parse(snapshot) if snapshot else None
         return cls(
             id, name, Table(schema, table), Table(target_schema, target_table), column, tuple(text), vector_type, model,
             dimension, config, shape, storage, mode, paused, attached,
             Counted(records, parse_lsn(counted_lsn), base, parse_lsn(now)), parse_lsn(written), embeddings,
             ScanPoint(reason, phase or "rows", tuple(cursor) if cursor else None, done, total), backfilled, errors,
-            target_gone, kind, value_type or "", revision,
+            target_gone, kind, value_type or "", revision, queued,
         )  # fmt: skip
 
 

@@ -149,6 +149,17 @@ class PostgresTarget:
         """Return the indexes of the works whose embedding stands already, by hash."""
         return set(await self._indexes(self._sql.unchanged, self._hashed(works)))
 
+    async def set_aside(self, works: Sequence[Work]) -> set[int]:
+        """Return the indexes of the works whose row was set aside for this very text, by hash."""
+        if not self._letters_used or not works:
+            return set()
+        params = {
+            "pipeline": self._definition.id,
+            "cells": [key_text(work.key) for work in works],
+            "hashes": binary.hashes([work.hash for work in works]),
+        }
+        return set(await self._indexes(self._sql.set_aside, params))
+
     async def count_source(self) -> tuple[int, Snapshot, int]:
         """Count the source's rows, once; return them, what the count could see, and where the log ends by then."""
         ((rows, snapshot, end),) = await self._run(self._sql.count_source, {}, whole=True)
@@ -317,6 +328,7 @@ class PostgresTarget:
             "dead_categories": [letter.category for letter in dead],
             "dead_messages": [letter.message for letter in dead],
             "dead_attempts": [letter.attempts for letter in dead],
+            "dead_hashes": binary.hashes([letter.work.hash for letter in dead]),
         }
 
     def _count_params(self, counted: Counted) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class _Prepared:
     texts: dict[bytes, _Text] = field(default_factory=dict)
     removals: list[Work] = field(default_factory=list)
     settled: list[Work] = field(default_factory=list)
+    resting: list[Work] = field(default_factory=list)
 
 
 class Delivery:
@@ -183,8 +184,9 @@ class Delivery:
     # -- sending ----------------------------------------------------------------------------------------------------
 
     async def _send(self, ready: _Prepared, guarded: bool, priority: Priority, left: dict[int, Work]) -> None:
-        if ready.settled:
-            self._observer.skipped_unchanged(self._desk.name, len(ready.settled))
+        await self._let_rest(ready)
+        if same := len(ready.settled) + len(ready.resting):
+            self._observer.skipped_unchanged(self._desk.name, same)
         quiet = ready.settled if not self._target.keeps_books else []
         if quiet:
             with self._desk.lock:
@@ -194,7 +196,7 @@ class Delivery:
         texts = await self._restless(list(ready.texts.values()), left)
         batches = [[texts[i] for i in batch] for batch in self._gate.model.pack([text.tokens for text in texts])]
         sending = [self._batch(batch, guarded, priority, left) for batch in batches]
-        silent = Write(guarded, removals=ready.removals, settled=[] if quiet else ready.settled)
+        silent = Write(guarded, removals=ready.removals, settled=[] if quiet else ready.settled, resting=ready.resting)
         if silent.works:
             sending.append(self._write(silent, left))
         if len(sending) == 1:
@@ -204,6 +206,21 @@ class Delivery:
         for outcome in await asyncio.gather(*sending, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def _let_rest(self, ready: _Prepared) -> None:
+        """Take out works whose row was set aside for the very text that it has.
+
+        What a scan found is tried all the same: a person may have asked for it.
+        """
+        works = [work for text in ready.texts.values() for work in text.works if work.kind is not Kind.FOUND]
+        resting = {id(works[index]) for index in await self._target.set_aside(works)}
+        if not resting:
+            return
+        ready.resting = [work for work in works if id(work) in resting]
+        for digest, text in list(ready.texts.items()):
+            text.works = [work for work in text.works if id(work) not in resting]
+            if not text.works:
+                del ready.texts[digest]
 
     async def _batch(self, texts: list[_Text], guarded: bool, priority: Priority, left: dict[int, Work]) -> None:
         """Embed and write one batch; halve it, try it again, or bury its one row, as the failure asks."""

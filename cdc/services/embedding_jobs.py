@@ -58,8 +58,8 @@ MakeEngine = Callable[[str, str, Models, Observer, Failures], RunningEngine]
 class Home:
     """One target database. Implements :class:`cdc.ports.Models` for its engine.
 
-    ``url`` is the one that the engine uses: that of the job which came first. ``choices`` are the pipelines' models, or
-    why there is none.
+    ``url`` is the one that the engine uses: that of the job which came first. Its role is lent to no job that could do
+    more with it than write what it may by itself. ``choices`` are the pipelines' models, or why there is none.
     """
 
     identity: str
@@ -163,14 +163,16 @@ class EmbeddingJobs:
         holder = home.jobs.get(job.pipeline)
         if holder is not None and holder.id != job.id:
             raise written_twice(job, str(holder.id))
-        await self._targets.check(job)
         try:
+            await self._targets.check(job, home.url if home.is_running else job.url)
             home.choices[job.pipeline] = self._models.of(job.spec, job.kind)
         except ConfigError as exc:
             if job.pipeline in home.choices:  # it was edited: what it was must not go on
                 home.choices[job.pipeline] = exc
             raise
         if not home.is_running:
+            if home.url != job.url:  # perhaps of another role: each job is asked again whether that may run it
+                home.choices = {job.pipeline: home.choices[job.pipeline]}
             home.url, home.place = job.url, job.place
             await self._sweep(home)
         await self._targets.ensure(home.url, job)
@@ -226,6 +228,7 @@ class EmbeddingJobs:
             async with home.turn:
                 if home.jobs.get(job.pipeline) is job:
                     with contextlib.suppress(WalvecError):  # the reason in its row stands
+                        await self._targets.check(job, home.url)  # by now it may be another's table of that name
                         await self._targets.ensure(home.url, job)
 
     # -- leaving ----------------------------------------------------------------------------------------------------

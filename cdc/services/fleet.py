@@ -144,6 +144,8 @@ class Fleet:
                 )
                 await self._registry.moved(want.name, want.storage)
             member.pipeline.writer.buried = want.errors
+            if want.queued:
+                await member.pipeline.look_at_queue()
             if member.pipeline.paused != want.paused:
                 if want.paused:
                     log.info("pipeline_paused", pipeline=want.name)

@@ -264,6 +264,16 @@ class Pipeline:
             self._loading = asyncio.create_task(self._load(), name=f"{self.desk.name} load")
             self._loading.add_done_callback(self._window_done)
 
+    async def look_at_queue(self) -> None:
+        """Take up keys that are in the durable queue with nothing known of them: a person has put them there.
+
+        Raises:
+            WalvecError: as the target does.
+        """
+        if not self.queued:
+            self.queued = await self.target.queued()
+            self.notify()
+
     async def _load(self) -> None:
         keys = await self._patiently(lambda: self.target.dequeue(QUEUE_PAGE))
         self._loaded = Claim(max((lsn for _, lsn in keys), default=0))

@@ -209,6 +209,7 @@ def _merged(writes: list[Write]) -> Write:
         vectors=[part for write in writes for part in write.vectors],
         removals=[work for write in writes for work in write.removals],
         settled=[work for write in writes for work in write.settled],
+        resting=[work for write in writes for work in write.resting],
         dead=[letter for write in writes for letter in write.dead],
     )
 

@@ -74,6 +74,14 @@ class MemoryTarget:
         """Return the indexes of the works whose embedding stands already."""
         return {i for i, work in enumerate(works) if self.embeddings.get(work.key, (b"", 0))[0] == work.hash}
 
+    async def set_aside(self, works: Sequence[Work]) -> set[int]:
+        """Return the indexes of the works whose row was set aside for this very text."""
+        return {
+            i
+            for i, work in enumerate(works)
+            if (letter := self.letters.get(work.key)) is not None and letter.work.hash == work.hash
+        }
+
     async def write(self, write: Write, counted: Counted) -> Written:
         """Carry ``write`` out, or raise the next of the prepared failures."""
         await asyncio.sleep(0)
@@ -102,7 +110,7 @@ class MemoryTarget:
             if write.guarded and self.digest(work.key) != work.hash:
                 return False
             self.embeddings[work.key] = (work.hash, work.lsn)
-        elif not any(work is settled for settled in write.settled):
+        elif not any(work is settled for settled in (*write.settled, *write.resting)):
             if write.guarded and not write.dead and self.digest(work.key) is not None:
                 return False
             self.embeddings.pop(work.key, None)

@@ -119,15 +119,17 @@ class Scene:
 
     # -- jobs -------------------------------------------------------------------------------------------------------
 
-    def job(self, source: str, target: str, model: Model | None, *, job: str = "1", **more: Any) -> str:
+    def job(
+        self, source: str, target: str, model: Model | None, *, job: str = "1", table: Table = DOCS, **more: Any
+    ) -> str:
         """Have a job run on ``docs``; return its pipeline's name."""
-        name = f"public.docs.{target}"
+        name = f"{table}.{target}"
         if model is not None:
             self.models.models[name] = model
         kind = more.pop("kind", JobKind.EMBEDDING)
         self.ensured = self.with_control(
             lambda conn: jobs.ensure_job_pipeline(
-                conn, self.settings, JobPipeline(name, kind, job, DOCS, (source,), target, "hash", **more)
+                conn, self.settings, JobPipeline(name, kind, job, table, (source,), target, "hash", **more)
             )
         )
         return name

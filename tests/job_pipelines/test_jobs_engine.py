@@ -21,6 +21,7 @@ from cdc.postgres import columns
 from cdc.postgres import job_pipelines as jobs
 from cdc.postgres.admin import Admin
 from cdc.postgres.search import searchable
+from cdc.rows import Table
 from cdc.services import fleet
 from cdc.status import PipelineState
 from cdc.testing.database import Database
@@ -419,6 +420,19 @@ def test_any_key_and_bytes_too(scene18, db18):
     assert seen == (name, ("1", True))
 
 
+def test_a_partition_of_a_published_table_says_whose_changes_its_changes_are(scene18, db18):
+    db18.execute("CREATE TABLE part (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+    db18.execute("CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (1) TO (9)")
+    whole = scene18.job("body", "v", Twin(8), table=Table("public", "part"))
+    one = scene18.job("body", "w", Twin(8), job="2", table=Table("public", "part1"))
+    scene18.start()
+    scene18.backfilled(whole)
+    scene18.until(lambda: (found := scene18.status(one)) is not None and found.state is PipelineState.ERROR)
+    reason = scene18.status(one).reason
+    assert "public.part1 is a partition of public.part, which is in the publication" in reason
+    assert "published as those of public.part." in reason and "dropped" not in reason
+
+
 # -- completions ----------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +466,40 @@ def test_answers_are_cast_and_those_that_cannot_be_are_set_aside(scene18, db18):
     assert scene18.status(name).state is PipelineState.READY and scene18.status(name).model == "twin-8"
     with pytest.raises(ConfigError, match="answers in words"):
         searchable(db18, "walvec", name)
+
+
+def test_a_row_set_aside_waits_for_another_text_or_a_person(scene18, db18):
+    """Neither a sibling's write-back nor any other change of the row asks the model again."""
+
+    def attempts():
+        return dict(db18.execute("SELECT (key->>'id')::int, attempts FROM walvec.pipeline_errors").fetchall())
+
+    model = Twin(answer=lambda text: text.removeprefix("poison "))
+    name = scene18.job("title", "rating", model, kind=JobKind.COMPLETION, value_type="int")
+    beside = scene18.job("title", "vec", Twin(8), job="2")
+    db18.execute("UPDATE docs SET title = id::text")
+    scene18.start()
+    scene18.backfilled(name, beside)
+    db18.execute("INSERT INTO docs (id, title) VALUES (100, 'poison x'), (101, '101')")
+    scene18.sync()
+    for change in ("other = 1", "other = 2, body = 'b'", "title = title"):
+        db18.execute(f"UPDATE docs SET {change} WHERE id >= 100")
+        scene18.sync()
+    assert attempts() == {100: 1} and model.asked.count("poison x") == 1 and len(scene18.heard.letters) == 1
+    scene18.stop()
+    scene18.start()  # what is set aside is known again
+    scene18.until(lambda: scene18.status(name) is not None and scene18.status(name).state is PipelineState.READY)
+    db18.execute("UPDATE docs SET other = 3 WHERE id >= 100")
+    scene18.sync()
+    assert attempts() == {100: 1} and scene18.status(name).errors == 1
+    assert scene18.with_control(lambda conn: Admin(conn, scene18.settings).requeue_errors(name)) == 1
+    scene18.until(lambda: model.asked.count("poison x") == 2)
+    scene18.until(lambda: attempts() == {100: 1})
+    scene18.with_control(lambda conn: Admin(conn, scene18.settings).ask_reconcile([name]))
+    scene18.until(lambda: attempts() == {100: 2})
+    db18.execute("UPDATE docs SET title = 'poison 7' WHERE id = 100")
+    scene18.sync()
+    assert attempts() == {} and db18.execute("SELECT rating FROM docs WHERE id = 100").fetchone() == (7,)
 
 
 def test_answers_into_text_follow_one_another(scene18, db18):

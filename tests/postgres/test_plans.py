@@ -19,8 +19,10 @@ from cdc.testing.consumer import Consumer
 
 KEYS = [b"%d" % key for key in range(1000, 2000)]
 COLUMNS = (Column("title", "text", "text"), Column("body", "text", "text"))
-KEY_OF = {"docs": "id", "docs_embeddings": "id", "dirty": "key"}
-KEYED_ONLY = ("write_versioned", "write_guarded", "refused", "surviving", "unchanged", "read_keys", "enqueue")
+KEY_OF = {"docs": "id", "docs_embeddings": "id", "dirty": "key", "dead_letters": "cells"}
+KEYED_ONLY = (
+    "write_versioned", "write_guarded", "refused", "surviving", "unchanged", "set_aside", "read_keys", "enqueue",
+)  # fmt: skip
 PAGE_OF = {
     "scan_first": "docs",
     "scan_after": "docs",
@@ -33,7 +35,7 @@ PAGE_OF = {
 
 def parameters(statements: Statements, vector: bytes) -> dict[str, Any]:
     rows = len(KEYS)
-    dead = ("keys", "cells", "steps", "categories", "messages", "attempts")
+    dead = ("keys", "cells", "steps", "categories", "messages", "attempts", "hashes")
     texts = [f'["{key.decode()}"]' for key in KEYS]
     lsns = binary.lsns([16] * rows)
     return {
@@ -42,7 +44,7 @@ def parameters(statements: Statements, vector: bytes) -> dict[str, Any]:
         "vectors": binary.ArrayLiteral(b"{" + b",".join([vector] * rows) + b"}"), "lsns": lsns, "gone_lsns": lsns,
         "force": False, "model": "m", "written_lsn": "0/10", "pipeline": 1, "epoch": 1, "done_keys": texts,
         "done_lsns": lsns, "mended": texts, "records": 1, "counted_lsn": "0/10", "count_snapshot": None,
-        "bytes": 1 << 20, "limit": 1000, "c0": "1000", "keys": texts,
+        "bytes": 1 << 20, "limit": 1000, "c0": "1000", "keys": texts, "cells": texts,
     }  # fmt: skip
 
 
@@ -70,10 +72,14 @@ def session(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[psycop
             db.execute("INSERT INTO docs SELECT i, 'title', 'body ' || i FROM generate_series(1, 50000) AS i")
             db.execute("INSERT INTO docs_embeddings (id, source_lsn) SELECT id, '0/8' FROM docs")
             db.execute(
+                "INSERT INTO walvec.dead_letters (pipeline_id, key, cells, step, category, message, attempts)"
+                "SELECT p.id, '{}', '[\"' || d.id || '\"]', 's', 'c', 'm', 1 FROM walvec.pipelines AS p, docs AS d"
+            )
+            db.execute(
                 "INSERT INTO walvec.dirty (pipeline_id, key, lsn) "
                 "SELECT p.id, '[\"' || d.id || '\"]', '0/8' FROM walvec.pipelines AS p, docs AS d"
             )
-        for table in ("docs", "docs_embeddings", "walvec.dirty", "walvec.progress"):
+        for table in ("docs", "docs_embeddings", "walvec.dirty", "walvec.dead_letters", "walvec.progress"):
             db.execute(sql.SQL("VACUUM ANALYZE {}").format(sql.Identifier(*table.split("."))))
         db.adapters.register_dumper(binary.BinaryArray, binary.BinaryArrayDumper)
         db.adapters.register_dumper(binary.ArrayLiteral, binary.ArrayLiteralDumper)
@@ -104,7 +110,7 @@ def test_keys_are_looked_up_in_an_index(session: psycopg.Connection[Any], name: 
     seen = 0
     for scan in scans(row[0][0]["Plan"]):
         table = scan["Relation Name"]
-        if table in KEY_OF:
+        if table in KEY_OF and (table != "dead_letters" or name == "set_aside"):  # a write clears the few there are
             seen += 1
             by_place = scan["Node Type"] == "Tid Scan"
             assert by_place or scan["Node Type"].startswith(("Index", "Bitmap Index")), scan

@@ -144,6 +144,26 @@ async def test_a_refused_row_is_found_by_halving_and_buried_after_one_try_alone(
         assert "bad" not in it.target.letters[b"3"].message
 
 
+async def test_a_row_that_was_set_aside_waits_for_another_text_or_a_scan():
+    async with bench(failing(Failure.REFUSED, lambda texts: "bad" in texts)) as it:
+        it.mark(**{"3": "bad", "4": "good"})
+        await it.deliver()
+        asked = it.model.batches.count(["bad"])
+        for kind in (Kind.INSERT, Kind.UPDATE):
+            it.mark(kind, **{"3": "bad", "5": "bad"})  # row 5 has its first try
+            await it.deliver()
+        it.desk.dirty.mark(b"3", Kind.REREAD, None, it.commit)
+        await it.deliver()
+        assert it.model.batches.count(["bad"]) == asked + 1
+        assert set(it.target.letters) == {b"3", b"5"} and it.commit.outstanding == 0
+        it.desk.dirty.found(b"3", b"bad", Claim())
+        await it.deliver()
+        assert it.model.batches.count(["bad"]) == asked + 2
+        it.mark(Kind.UPDATE, **{"3": "mended"})
+        await it.deliver()
+        assert b"3" in it.embedded
+
+
 async def test_a_model_that_is_away_never_costs_a_row_anything():
     async with bench(failing(Failure.UNAVAILABLE)) as it:
         it.mark(**{"1": "a", "2": "b"})

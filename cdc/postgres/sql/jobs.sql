@@ -92,12 +92,55 @@ SELECT pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery(),
 FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user
 
 -- name: rights
--- What the role may do with a job's table: (role, whether it owns the table, may read the source, may write the
--- destination; NULL: no such column).
-SELECT current_user::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+-- What the role may do with a job's table: (role, the one that logged in, whether row-level security hides rows from it,
+-- whether it owns the table, may read the source, may write the destination; NULL: no such column).
+SELECT current_user::text, session_user::text, pg_catalog.row_security_active(c.oid),
+       pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        (SELECT pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT') FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attname = %(source)s AND NOT a.attisdropped),
        (SELECT pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE') FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attname = %(target)s AND NOT a.attisdropped)
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+
+-- name: session
+-- The role that logged in: code that runs under another one can come back to it with RESET ROLE.
+SELECT session_user::text
+
+-- name: hands
+-- Who could have code of theirs run by whoever writes a table, and may not act as this session's role anyway: owners of
+-- the table, of what it is a partition of and of its partitions; who may make triggers on them, and who wrote those that
+-- are there; and the schema's owner, who could put another table in its place.
+WITH RECURSIVE named AS (
+    SELECT c.oid, n.nspowner
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+), above AS (
+    SELECT oid FROM named
+    UNION SELECT i.inhparent FROM above JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = above.oid
+), below AS (
+    SELECT oid FROM named
+    UNION SELECT i.inhrelid FROM below JOIN pg_catalog.pg_inherits AS i ON i.inhparent = below.oid
+), relatives AS (
+    SELECT c.oid, c.relowner, c.relacl
+    FROM pg_catalog.pg_class AS c WHERE c.oid IN (SELECT oid FROM above UNION SELECT oid FROM below)
+), hands (role, what) AS (
+    SELECT r.relowner, 'owns' FROM relatives AS r
+    UNION ALL
+    SELECT a.grantee, 'may make triggers on'
+    FROM relatives AS r CROSS JOIN LATERAL pg_catalog.aclexplode(r.relacl) AS a WHERE a.privilege_type = 'TRIGGER'
+    UNION ALL
+    SELECT p.proowner, 'owns a trigger''s function of'
+    FROM relatives AS r
+    JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = r.oid
+    JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+    UNION ALL
+    SELECT CASE WHEN pg_catalog.pg_get_userbyid(n.nspowner) = 'pg_database_owner' THEN d.datdba ELSE n.nspowner END,
+           'owns the schema of'
+    FROM named AS n JOIN pg_catalog.pg_database AS d ON d.datname = pg_catalog.current_database()
+)
+SELECT CASE WHEN h.role = 0 THEN 'PUBLIC' ELSE '"' || pg_catalog.pg_get_userbyid(h.role) || '"' END, h.what
+FROM hands AS h
+WHERE h.role = 0 OR NOT pg_catalog.pg_has_role(h.role, session_user, %(act)s)
+ORDER BY pg_catalog.array_position(ARRAY['owns', 'owns a trigger''s function of', 'may make triggers on'], h.what)
+LIMIT 1

@@ -77,13 +77,26 @@ SELECT p.id, p.name, p.source_schema::text, p.source_table::text, p.source_oid::
        pg_catalog.pg_current_wal_insert_lsn()::text,
        p.dimension IS NOT NULL
        AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', p.target_schema, p.target_table)) IS NULL,
-       p.kind, p.value_type, p.revision
+       p.kind, p.value_type, p.revision,
+       EXISTS (SELECT FROM {schema}.dirty AS d WHERE d.pipeline_id = p.id)
 FROM {schema}.pipelines AS p JOIN {schema}.progress AS g ON g.pipeline_id = p.id
 WHERE p.slot = %(slot)s
 ORDER BY p.id
 
 -- name: targets
 SELECT target_schema::text, target_table::text FROM {schema}.pipelines
+
+-- name: ancestors
+-- What tables are partitions of, the topmost one last.
+SELECT n.nspname::text, c.relname::text, an.nspname::text, ac.relname::text
+FROM unnest(%(schemas)s::name[], %(tables)s::name[]) AS u (schema, name)
+JOIN pg_catalog.pg_namespace AS n ON n.nspname = u.schema
+JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = u.name
+CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS a (relid, depth)
+JOIN pg_catalog.pg_class AS ac ON ac.oid = a.relid
+JOIN pg_catalog.pg_namespace AS an ON an.oid = ac.relnamespace
+WHERE ac.oid <> c.oid
+ORDER BY a.depth
 
 -- name: register
 WITH p AS (

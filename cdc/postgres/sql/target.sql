@@ -140,14 +140,15 @@ dequeued AS (
     WHERE d.pipeline_id = %(pipeline)s AND d.cells = ANY (%(mended)s::text[])
     RETURNING 1
 ), buried AS (
-    INSERT INTO {schema}.dead_letters AS d (pipeline_id, key, cells, step, category, message, attempts)
-    SELECT %(pipeline)s, u.key, u.cells, u.step, u.category, u.message, u.attempts
+    INSERT INTO {schema}.dead_letters AS d (pipeline_id, key, cells, step, category, message, attempts, source_hash)
+    SELECT %(pipeline)s, u.key, u.cells, u.step, u.category, u.message, u.attempts, u.hash
     FROM fence, unnest(%(dead_keys)s::jsonb[], %(dead_cells)s::text[], %(dead_steps)s::text[],
-                       %(dead_categories)s::text[], %(dead_messages)s::text[], %(dead_attempts)s::int[])
-         AS u (key, cells, step, category, message, attempts)
+                       %(dead_categories)s::text[], %(dead_messages)s::text[], %(dead_attempts)s::int[],
+                       %(dead_hashes)s::bytea[])
+         AS u (key, cells, step, category, message, attempts, hash)
     ON CONFLICT (pipeline_id, cells) DO UPDATE
     SET step = excluded.step, category = excluded.category, message = excluded.message,
-        attempts = d.attempts + excluded.attempts, last_seen = now()
+        attempts = d.attempts + excluded.attempts, last_seen = now(), source_hash = excluded.source_hash
     RETURNING 1
 ), counted AS (
     UPDATE {schema}.progress
@@ -182,6 +183,14 @@ FROM unnest({up_arrays}, %(hashes)s::bytea[]) WITH ORDINALITY
      AS u ({keys}, walvec_hash, walvec_ord)
 CROSS JOIN LATERAL (SELECT e.source_hash FROM {target} AS e WHERE {e_is_u} AND e.chunk = 0 OFFSET 0) AS e
 WHERE e.source_hash = u.walvec_hash
+
+-- name: set_aside
+-- Which of these keys were set aside for this very text.
+SELECT u.ord - 1
+FROM unnest(%(cells)s::text[], %(hashes)s::bytea[]) WITH ORDINALITY AS u (cells, hash, ord)
+CROSS JOIN LATERAL (SELECT d.source_hash FROM {schema}.dead_letters AS d
+                    WHERE d.pipeline_id = %(pipeline)s AND d.cells = u.cells OFFSET 0) AS d
+WHERE d.source_hash = u.hash
 
 -- name: read_keys
 -- The rows as they are now: hash, whether the embedding agrees, and the text where it does not. Texts past the byte
