@@ -189,6 +189,10 @@ _AT_CONNECT: tuple[tuple[str, str], ...] = (
     (r"permission denied for database", "GRANT CONNECT ON DATABASE … TO the role."),
     (r"must be superuser or replication role|permission denied to start WAL sender", "ALTER ROLE … REPLICATION."),
     (r"does not support SSL|SSL error|certificate|sslmode|root\.crt", "Correct sslmode and sslrootcert."),
+    (
+        r"definition of service .* not found|service file .* not found",
+        "Add the service to pg_service.conf (PGSERVICEFILE), or correct WALVEC_DATABASE_URL.",
+    ),
     (r"unsupported startup parameter", "Connect to PostgreSQL directly, not through a pooler."),
 )
 """What libpq says when connecting, where no SQLSTATE is given: a pattern, and what mends it."""

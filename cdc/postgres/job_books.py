@@ -290,6 +290,13 @@ class BookReport:
             },
         )
 
+    async def waits(self, reason: str) -> None:
+        """Note why it waits, where it has never begun. It has not failed: ``failed_at`` stays as it is."""
+        p = self._book.prefix
+        if f"{p}failure_reason" in self._book.columns:
+            changes = {f"{p}failure_reason": sql.Literal(reason), "updated_at": sql.SQL("now()")}
+            await self._books.write(self._book, self._id, changes, f"{p}started_at")
+
     async def result(self, row: Mapping[str, object]) -> None:
         """Add a row to the results table."""
         await self._books.add_result(self._id, row)
