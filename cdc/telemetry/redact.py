@@ -34,9 +34,9 @@ _COUNTS = (bool, int, float, type(None))
 
 
 def _wherever(secret: str) -> str:
-    """Return the pattern of a secret: anywhere, but one that may be a common word (``postgres``) is no part of another.
+    r"""Return the pattern of a secret: anywhere, but a common word (``postgres``) is no part of another.
 
-    ``\\n`` and its like, as ``repr`` writes them, end with a letter that is no part of the word behind it.
+    ``\n`` and its like, as ``repr`` writes them, end with a letter that is no part of the word behind it.
     """
     if not re.fullmatch(r"[A-Za-z]+", secret):
         return re.escape(secret)
