@@ -21,7 +21,9 @@ CREATE TABLE jobs (id serial PRIMARY KEY, db_connection text, "table" text, src_
 
 
 def books_of(database, url=""):
-    return PostgresBooks(Settings(database_url=url or database.url), "here", [BookName(JobKind.EMBEDDING, TABLE)], Extras())
+    return PostgresBooks(
+        Settings(database_url=url or database.url), "here", [BookName(JobKind.EMBEDDING, TABLE)], Extras()
+    )
 
 
 async def test_a_column_that_is_dropped_between_two_looks_is_left_out(jobs):
