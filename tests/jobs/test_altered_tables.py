@@ -1,5 +1,8 @@
 """Tables of jobs that are altered while they are served, and what the daemon's role may do with them."""
 
+import re
+
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -127,3 +130,27 @@ async def opened(jobs, url):
         await books.open()
     finally:
         await books.close()
+
+
+def test_a_table_with_jobs_is_altered_once_it_has_left_their_publication_and_comes_back(jobs):
+    jobs.texts("articles", 3)
+    with jobs.daemon() as daemon:
+        id = jobs.add()
+        jobs.until(id, "init_finished_at")
+        with pytest.raises(psycopg.Error, match="publication"):
+            jobs.db.execute("ALTER TABLE articles ALTER id TYPE bigint")
+        with jobs.db.transaction():
+            jobs.db.execute("ALTER PUBLICATION walvec_jobs DROP TABLE articles")
+            jobs.db.execute("ALTER TABLE articles ALTER id TYPE bigint, ADD subtitle text")
+            jobs.db.execute("INSERT INTO articles (body) VALUES ('meanwhile')")
+        says = eventually(lambda: (row := jobs.row(id))["init_failed_at"] and row["init_failure_reason"])
+        says = eventually(lambda: "_hashes" in (said := jobs.row(id)["init_failure_reason"] or "") and said, why=says)
+        jobs.db.execute(
+            re.search(r"ALTER TABLE walvec\.\S+ ALTER COLUMN id TYPE bigint;", says)[0]
+        )  # the key's other copy
+        jobs.db.execute("INSERT INTO articles (body) VALUES ('afterwards')")
+        eventually(lambda: jobs.missing() == 0, 30, daemon.log[-3000:])
+        eventually(lambda: jobs.row(id)["init_failed_at"] is None)
+        published = "SELECT FROM pg_publication_tables WHERE pubname = 'walvec_jobs' AND tablename = 'articles'"
+        assert jobs.db.execute(published).rowcount == 1
+        assert daemon.stop() == 0
