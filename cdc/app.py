@@ -17,7 +17,7 @@ from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import Failure
 from cdc.ports import CANARY, Embedded, EmbedFailed, EngineView, Failures, ModelChoice, Models, Observer, Vectors
 from cdc.postgres.admin import Admin
-from cdc.postgres.connect import connect_sync, parse_dsn
+from cdc.postgres.connect import connect_sync, parse_dsn, secrets_in
 from cdc.postgres.declared import Declared, by_publication
 from cdc.postgres.registry import PostgresRegistry
 from cdc.postgres.replication import open_stream
@@ -316,7 +316,7 @@ def secrets_of(settings: Settings) -> list[str]:
         settings.triton_token,
         *settings.triton_metadata.values(),
         settings.cohere_key,
-        str(parse_dsn(settings.database_url).get("password", "")),
+        *secrets_in(parse_dsn(settings.database_url)),
     ]
     return [secret for secret in found if secret]
 

@@ -90,14 +90,12 @@ def text(text: str) -> str:
 
 def dsn(text: str) -> str:
     """Check that libpq can read a URL or key=value string."""
-    from cdc.postgres.connect import parse_dsn  # here, so that `walvec --help` need not load libpq
+    from cdc.postgres.connect import URL_SHAPE, parse_dsn  # here, so that `walvec --help` need not load libpq
 
     try:
         parse_dsn(text)
     except ConfigError as exc:
-        raise ValueError(
-            f"one that libpq reads: postgresql://user:password@host:port/database ({exc.message})"
-        ) from None
+        raise ValueError(f"one that libpq reads: {URL_SHAPE} ({exc.message})") from None
     return text
 
 

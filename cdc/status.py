@@ -65,7 +65,7 @@ class PipelineStatus:
         return 0 if self.mode.lower() == "disabled" else self.unprocessed_rows
 
     def to_json(self, lag_bytes: int) -> dict[str, object]:
-        """Return this pipeline's object of ``status --json``."""
+        """Return this pipeline's object of ``status --json``. Where it does not work, ``reason`` says why."""
         return {
             "knowledge_base": self.pipeline,
             "auto_processing": self.mode,
@@ -78,6 +78,7 @@ class PipelineStatus:
             "lag_seconds": self.lag_seconds,
             "lag_bytes": lag_bytes,
             "errors": self.errors,
+            **({"reason": self.reason} if self.reason else {}),
         }
 
 

@@ -155,6 +155,9 @@ class _Report:
         """Raise it."""
         raise WrongResult(reason)
 
+    async def waits(self, reason: str) -> None:
+        """Nothing to note."""
+
     async def result(self, row: Mapping[str, object]) -> None:
         """Nothing to note."""
 

@@ -199,6 +199,7 @@ class Daemon:
         return False
 
     async def _direct(self, director: Director, url: str, books: Sequence[BookName]) -> None:
+        structlog.contextvars.bind_contextvars(database=director.place)  # of this task, and of those that it starts
         tables = [book.table for book in books]
         if self._stopping.is_set():
             return

@@ -11,7 +11,7 @@ from cdc.jobs import IndexSpec, JobId, JobState
 from cdc.postgres.sync import mark
 from cdc.services.director import Director
 from cdc.services.index_answers import IndexStanding
-from cdc.services.job_life import Member
+from cdc.services.job_member import Member
 from cdc.status import PipelineState, PipelineStatus
 
 LOOK_S = 0.005

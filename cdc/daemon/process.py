@@ -13,7 +13,7 @@ from cdc.daemon.daemon import Daemon
 from cdc.daemon.plan import Plan
 from cdc.errors import ConfigError
 from cdc.foreground import until_signalled, use_threads
-from cdc.postgres.connect import parse_dsn
+from cdc.postgres.connect import parse_dsn, secrets_in
 from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 
@@ -32,7 +32,7 @@ def run(settings: Settings, plan: Plan, serve: Serve | None) -> int:
     logs.configure(settings.log_level, settings.log_format, secrets=secrets_of(settings))
     for url in (plan.uri, *plan.targets, plan.master[0] if plan.master else ""):
         with contextlib.suppress(ConfigError):
-            logs.hide([str(parse_dsn(url).get("password") or "")])
+            logs.hide(secrets_in(parse_dsn(url)))
     asyncio.run(_run(settings, plan, serve))
     return 0
 

@@ -19,7 +19,7 @@ from cdc.postgres.search import nearest, searchable
 from cdc.postgres.sync import Sync
 from cdc.services.director import Director
 from cdc.services.embedding_jobs import EmbeddingJobs, Home
-from cdc.services.job_life import Member
+from cdc.services.job_member import Member, in_a_jobs_words
 from cdc.status import EngineStatus, HealthCheck, PipelineState, PipelineStatus
 from cdc.telemetry.metrics import Metrics
 
@@ -114,13 +114,22 @@ class DaemonView:
 
     def _status(self) -> EngineStatus:
         parts = [
-            Part(home.place, home.engine.status()) for home in self._embedding.homes.values() if home.engine is not None
+            Part(home.place, self._in_words(home.engine.status()))
+            for home in self._embedding.homes.values()
+            if home.engine is not None
         ]
         checks = [director.check() for director in self._directors()]
         checks += [HealthCheck(f"database {place}", "warn", why) for place, why in self.troubles.items()]
         read = any(not director.trouble for director in self._directors())
         checks.insert(0, HealthCheck("database", "ok" if read or not checks else "error", _first_trouble(checks)))
         return merged(parts, self._others(), checks)
+
+    def _in_words(self, status: EngineStatus) -> EngineStatus:
+        """Return what an engine says with the columns of jobs in the place of settings."""
+        pipelines = [replace(p, reason=self._said(p.reason)) if p.reason else p for p in status.pipelines]
+        checks = [replace(c, message=self._said(c.message)) if c.message else c for c in status.checks]
+        slot = replace(status.slot, reason=self._said(status.slot.reason))
+        return replace(status, pipelines=tuple(pipelines), checks=tuple(checks), slot=slot)
 
     def _others(self) -> list[PipelineStatus]:
         """Return the jobs that no engine speaks for: other kinds, and those that could not begin."""
@@ -145,11 +154,14 @@ class DaemonView:
         state = STATES[asked.state]
         if embeds and state is PipelineState.READY:
             state = PipelineState.WAITING  # its engine is not there: its database is away, say
-        reason = asked.reason if asked.state is JobState.FAILED else self._slot_reason(member)
-        status = PipelineStatus(name, model=model, state=state, reason=self._clean(reason))
+        reason = asked.reason if asked.state is JobState.FAILED else member.waits or self._slot_reason(member)
+        status = PipelineStatus(name, model=model, state=state, reason=self._said(reason))
         if isinstance(spec, IndexSpec) and self.indexes is not None:
             return filled(replace(status, pipeline=f"{name}/{member.id.id}"), self.indexes.standing(member.id))
         return status
+
+    def _said(self, reason: str) -> str:
+        return self._clean(in_a_jobs_words(reason)) if reason else ""
 
     def _slot_reason(self, member: Member) -> str:
         job = member.job

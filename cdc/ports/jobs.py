@@ -31,6 +31,13 @@ class JobReport(Protocol):
         """Note that it has failed, with one plain sentence that holds no secret."""
         ...
 
+    async def waits(self, reason: str) -> None:
+        """Note why a job that has not failed does nothing: ``failure_reason`` alone, and that where it never began.
+
+        Empty: it waits no more.
+        """
+        ...
+
     async def result(self, row: Mapping[str, object]) -> None:
         """Add a row to the results table (autotune), its ``experiment_id`` the job's id; extra keys are left out."""
         ...

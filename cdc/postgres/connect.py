@@ -8,6 +8,7 @@ empty backfill.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import psycopg
@@ -57,7 +58,10 @@ DEFAULTS: dict[str, Any] = {
 }
 """Connection parameters that a user's own URL may override."""
 
-_BAD_URL = "The database URL is not one that libpq reads: postgresql://user:password@host:port/database."
+URL_SHAPE = "postgresql://host:port/database, with user:password and an @ before the host"
+"""How a URL is written, in words: written as a URL it would itself be hidden, as one with a password in it."""
+
+_BAD_URL = f"The database URL is not one that libpq reads: {URL_SHAPE}."
 
 
 class ConnectionSettings(Protocol):
@@ -128,6 +132,21 @@ def redact_dsn(dsn: str) -> str:
 _SECRET_PARTS = frozenset({"password", "sslpassword", "passfile", "oauth_client_secret", "scram_client_key"})
 
 
+def secrets_in(parts: Mapping[str, Any], *shown: str) -> list[str]:
+    """Return which values of a URL no log line may show, wherever they stand.
+
+    A password that is the same as the user, the database or the host, which every message names, tells nothing there:
+    it is hidden where it stands as a password.
+
+    Args:
+        parts: What :func:`parse_dsn` returned.
+        shown: Further values that messages name.
+    """
+    public = {*shown, *(str(parts.get(name, "")) for name in ("user", "dbname", "host", "hostaddr", "service"))}
+    found = [str(parts[name]) for name in ("password", "sslpassword") if parts.get(name)]
+    return [secret for secret in found if secret not in public]
+
+
 def connect_sync(settings: ConnectionSettings, role: str, *, autocommit: bool = True) -> psycopg.Connection[TupleRow]:
     """Open an ordinary session; autocommit unless told otherwise.
 
@@ -189,6 +208,10 @@ _AT_CONNECT: tuple[tuple[str, str], ...] = (
     (r"permission denied for database", "GRANT CONNECT ON DATABASE … TO the role."),
     (r"must be superuser or replication role|permission denied to start WAL sender", "ALTER ROLE … REPLICATION."),
     (r"does not support SSL|SSL error|certificate|sslmode|root\.crt", "Correct sslmode and sslrootcert."),
+    (
+        r"definition of service .* not found|service file .* not found",
+        "Add the service to pg_service.conf (PGSERVICEFILE), or correct WALVEC_DATABASE_URL.",
+    ),
     (r"unsupported startup parameter", "Connect to PostgreSQL directly, not through a pooler."),
 )
 """What libpq says when connecting, where no SQLSTATE is given: a pattern, and what mends it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from psycopg import pq
 
 from cdc.errors import ConfigError
-from cdc.postgres.connect import parse_dsn
+from cdc.postgres.connect import URL_SHAPE, parse_dsn, secrets_in
 
 MOST_BYTES = 64 << 10
 """A file that holds a connection string is no longer than this."""
@@ -58,8 +58,7 @@ def resolve(connection: str, environ: Mapping[str, str], hosts: Sequence[str]) -
     user = parts.get("user") or service.get("user") or _usual("user") or _account()
     database = parts.get("dbname") or service.get("dbname") or _usual("dbname") or user
     port = parts.get("port") or service.get("port") or _usual("port") or "5432"
-    secrets = tuple(value for name, value in parts.items() if name in ("password", "sslpassword") and value)
-    return Address(url, f"{host}:{port}/{database}", secrets)
+    return Address(url, f"{host}:{port}/{database}", tuple(secrets_in(parts, host, user, database)))
 
 
 def _dereferenced(text: str, environ: Mapping[str, str]) -> str:
@@ -87,7 +86,7 @@ def _read(path: Path) -> str:
 
 def _parts(url: str) -> dict[str, str]:
     if not url:
-        raise ConfigError("The job's db_connection is empty.", "Write postgresql://user:password@host:port/database.")
+        raise ConfigError("The job's db_connection is empty.", f"Write {URL_SHAPE}.")
     try:
         return {name: str(value) for name, value in parse_dsn(url).items()}
     except ConfigError as exc:

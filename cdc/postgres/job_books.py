@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -19,6 +20,7 @@ from cdc.jobs import JobId, JobKind
 from cdc.ports.books import BookName, Uncastable, Usage
 from cdc.postgres.connect import ConnectionSettings, classify, connection_params
 from cdc.postgres.job_claims import Claims, JobClaim
+from cdc.postgres.job_report import WRITTEN, WRITTEN_AS_IS, BookReport
 from cdc.postgres.job_tables import Conn, columns, connect, run
 from cdc.postgres.job_usage import Beside, Extras
 from cdc.postgres.queries import bound, query
@@ -102,6 +104,7 @@ class PostgresBooks:
     async def _check(self, connection: Conn) -> None:
         for book in self._books.values():
             book.columns = await self._columns_of(connection, book)
+            await self._check_rights(connection, book)
         await self._beside.look(connection, self.place)
 
     async def _columns_of(self, connection: Conn, book: _Book) -> frozenset[str]:
@@ -119,6 +122,23 @@ class PostgresBooks:
         if needed:
             await self._give_default(connection, book, type)
         return frozenset(found)
+
+    async def _check_rights(self, connection: Conn, book: _Book) -> None:
+        """Check that rows can be read and written: a job whose row says nothing would be run in vain."""
+        table, columns = book.name.table, [*(book.prefix + name for name in WRITTEN), *WRITTEN_AS_IS]
+        names = {"schema": table.schema, "table": table.name, "columns": columns}
+        cursor = await connection.execute(bound("jobs", "rights_on_book"), names)
+        row = await cursor.fetchone()
+        if row is None:
+            return
+        role, quoted, closed, readable = row
+        if not readable:
+            raise ConfigError(f"The role {role} may not read {quoted}.", f"GRANT SELECT, UPDATE ON {quoted} TO {role};")
+        if closed:
+            raise ConfigError(
+                f"The role {role} may not write what becomes of jobs into {quoted} ({', '.join(closed)}).",
+                f"GRANT UPDATE ON {quoted} TO {role};",
+            )
 
     async def _give_default(self, connection: Conn, book: _Book, type: str) -> None:
         """Let an INSERT leave out ``database_id``, as the documented one does though the column is NOT NULL."""
@@ -147,7 +167,7 @@ class PostgresBooks:
         cursor = await connection.execute(bound("jobs", "stamp"), names)
         row = await cursor.fetchone()
         assert row is not None
-        if row[1] != self._stamp:  # the first time, or a table was dropped and made anew
+        if row[1] != self._stamp:  # the first time, or a table was altered, or dropped and made anew
             await self._check(connection)
             self._stamp = row[1]
         rows: dict[JobId, tuple[JobKind, Mapping[str, Any]]] = {}
@@ -166,23 +186,36 @@ class PostgresBooks:
 
     def report(self, id: JobId, kind: JobKind) -> BookReport:
         """Return what writes into a job's row."""
-        return BookReport(self, self._books[id.table], id.id)
+        book = self._books[id.table]
+        return BookReport(
+            book.prefix,
+            partial(self._write, book, id.id),
+            partial(self._add_result, id.id),
+            partial(self._remove_results, id.id),
+        )
 
-    async def write(self, book: _Book, id: int, changes: Mapping[str, sql.Composable], only: str = "") -> None:
+    async def _write(self, book: _Book, id: int, changes: Mapping[str, sql.Composable], only: str = "") -> None:
         """Set columns of one row, those that the book has. Waits while the database is away."""
-        known = {name: value for name, value in changes.items() if name in book.columns}
-        if not known:
-            return
-        assignments = sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(n), v) for n, v in known.items())
-        condition = sql.SQL("AND {} IS NULL").format(sql.Identifier(only)) if only in book.columns else sql.SQL("")
-        statement = bound("jobs", "write", book=book.identifier, changes=assignments, only=condition)
-        await self._patiently(lambda connection: run(connection, statement, {"id": id}))
 
-    async def add_result(self, id: int, row: Mapping[str, object]) -> None:
+        async def once(connection: Conn) -> None:
+            statement = _update(book, changes, only)
+            if statement is not None:
+                await run(connection, statement, {"id": id})
+
+        async def written(connection: Conn) -> None:
+            try:
+                await once(connection)
+            except psycopg.errors.UndefinedColumn:  # it was dropped a moment ago
+                await self._check(connection)
+                await once(connection)
+
+        await self._patiently(written)
+
+    async def _add_result(self, id: int, row: Mapping[str, object]) -> None:
         """Add a row to the results table, the columns that it has."""
         await self._patiently(lambda connection: self._beside.add_result(connection, id, row))
 
-    async def remove_results(self, id: int) -> None:
+    async def _remove_results(self, id: int) -> None:
         """Remove a job's rows of the results table."""
         await self._patiently(lambda connection: self._beside.remove_results(connection, id))
 
@@ -234,82 +267,11 @@ class PostgresBooks:
                 return
 
 
-class BookReport:
-    """Implements :class:`cdc.ports.jobs.JobReport` over one row of a book."""
-
-    def __init__(self, books: PostgresBooks, book: _Book, id: int) -> None:
-        self._books = books
-        self._book = book
-        self._id = id
-        self._percent = 0
-
-    async def started(self) -> None:
-        """Note that work has begun: ``started_at`` where it is empty, failures struck out."""
-        p = self._book.prefix
-        await self._books.write(
-            self._book,
-            self._id,
-            {
-                f"{p}started_at": sql.SQL("coalesce({}, now())").format(sql.Identifier(f"{p}started_at")),
-                f"{p}failed_at": sql.NULL,
-                f"{p}failure_reason": sql.NULL,
-            },
-        )
-
-    async def anew(self) -> None:
-        """Note that what was finished is to be done again: ``started_at`` and ``finished_at`` empty, progress 0."""
-        p = self._book.prefix
-        kept = sql.SQL("CASE WHEN {} IS NULL THEN {} ELSE {} END")  # another daemon may have begun it already
-        done, since, share = (sql.Identifier(f"{p}{name}") for name in ("finished_at", "started_at", "progress"))
-        changes = {
-            f"{p}started_at": kept.format(done, since, sql.NULL),
-            f"{p}progress": kept.format(done, share, sql.Literal(0)),
-            f"{p}finished_at": sql.NULL,
-        }
-        await self._books.write(self._book, self._id, changes)
-
-    async def progress(self, percent: int) -> None:
-        """Note how much is done; written only when it has risen."""
-        if percent > self._percent:
-            self._percent = min(percent, 100)
-            await self._books.write(
-                self._book, self._id, {f"{self._book.prefix}progress": sql.Literal(self._percent)},
-                f"{self._book.prefix}finished_at",
-            )  # fmt: skip
-
-    async def finished(self) -> None:
-        """Note that it is done: ``finished_at`` where it is empty, progress 100."""
-        p = self._book.prefix
-        await self._books.write(
-            self._book,
-            self._id,
-            {
-                f"{p}finished_at": sql.SQL("now()"),
-                f"{p}progress": sql.Literal(100),
-                f"{p}failed_at": sql.NULL,
-                f"{p}failure_reason": sql.NULL,
-                "updated_at": sql.SQL("now()"),
-            },
-            f"{p}finished_at",
-        )
-
-    async def failed(self, reason: str) -> None:
-        """Note that it has failed, with one plain sentence that holds no secret."""
-        p = self._book.prefix
-        await self._books.write(
-            self._book,
-            self._id,
-            {
-                f"{p}failed_at": sql.SQL("now()"),
-                f"{p}failure_reason": sql.Literal(reason),
-                "updated_at": sql.SQL("now()"),
-            },
-        )
-
-    async def result(self, row: Mapping[str, object]) -> None:
-        """Add a row to the results table."""
-        await self._books.add_result(self._id, row)
-
-    async def forget_results(self) -> None:
-        """Remove what an earlier run has added there."""
-        await self._books.remove_results(self._id)
+def _update(book: _Book, changes: Mapping[str, sql.Composable], only: str) -> sql.SQL | None:
+    """Return the statement that sets the columns of ``changes`` that the book has; None: it has none of them."""
+    known = {name: value for name, value in changes.items() if name in book.columns}
+    if not known:
+        return None
+    assignments = sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(n), v) for n, v in known.items())
+    condition = sql.SQL("AND {} IS NULL").format(sql.Identifier(only)) if only in book.columns else sql.SQL("")
+    return bound("jobs", "write", book=book.identifier, changes=assignments, only=condition)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import select
 import threading
@@ -156,7 +157,9 @@ class PostgresStream:
         self._stopping = False
         self._paused = True
         self._session = ReplicationSession(time.monotonic(), SessionLimits.for_server(SENDER_TIMEOUT_S))
-        self._thread = threading.Thread(target=self._run, name="walvec stream", daemon=True)
+        # In the engine's context: what is logged from here, and by what is called from here, names the database, too.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="walvec stream", daemon=True)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)

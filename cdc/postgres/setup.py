@@ -6,6 +6,7 @@ younger than the slot does not exist at the place where decoding starts.
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
@@ -187,7 +188,8 @@ class _Watcher:
     def __init__(self, settings: SetupSettings, pid: int, warn: Say) -> None:
         self._settings, self._pid, self._warn = settings, pid, warn
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="slot-watcher", daemon=True)
+        run = contextvars.copy_context().run  # what is logged names the database that whoever asks has bound
+        self._thread = threading.Thread(target=run, args=(self._watch,), name="slot-watcher", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -24,7 +24,8 @@ from cdc.flow.jobs import Step, conflicts, decide
 from cdc.jobs import EmbeddingSpec, JobId, JobKind, JobState
 from cdc.ports import JobRunner
 from cdc.ports.books import Books, Feed, Uncastable, Usage
-from cdc.services.job_life import Life, Member, Resolve
+from cdc.services.job_life import Life, Resolve
+from cdc.services.job_member import Member
 from cdc.services.job_meter import JobMeter
 from cdc.services.tasks import end
 from cdc.status import HealthCheck
@@ -103,7 +104,11 @@ class Director:
         if self.trouble:
             return HealthCheck(name, "error", self.trouble)
         failed = [m for m in self.members.values() if m.asked is not None and m.asked.state is JobState.FAILED]
-        return HealthCheck(name, "warn" if failed else "ok", f"{len(failed)} jobs have failed" if failed else "")
+        living = self.living()
+        waiting = [m for m in self.members.values() if m.waits and str(m.id) in living]
+        said = [f"{len(failed)} jobs have failed"] if failed else []
+        said += [f"{len(waiting)} jobs wait; job {waiting[0].id}: {waiting[0].waits}"] if waiting else []
+        return HealthCheck(name, "warn" if said else "ok", "; ".join(said))
 
     async def experiments(self, model: str) -> Sequence[Mapping[str, object]]:
         """Return what earlier autotune jobs found for a model."""

@@ -21,6 +21,7 @@ from cdc.flow.jobs import Course
 from cdc.jobs import EmbeddingSpec, Job
 from cdc.ports import Failures, JobReport, ModelChoice, Models, Observer
 from cdc.ports.books import JobModels, Targets
+from cdc.services.job_member import in_a_jobs_words
 from cdc.services.job_meter import JobMeter, JobObserver
 from cdc.status import EngineStatus, PipelineState, PipelineStatus, SlotState, SlotStatus
 
@@ -96,6 +97,11 @@ class Home:
         self.members = {p.pipeline: p for p in status.pipelines} if status.slot.state is SlotState.STREAMING else {}
         pulse, self.pulse = self.pulse, asyncio.Event()
         pulse.set()
+
+    def away(self) -> str:
+        """Return why the engine does not stream; empty where it does, or where another daemon's does."""
+        slot = self.engine.status().slot if self.engine is not None else _NOTHING.slot
+        return slot.reason if slot.state in (SlotState.CONNECTING, SlotState.PUBLICATION_MISSING) else ""
 
     def fault(self) -> BaseException:
         """Return why the engine ended."""
@@ -185,13 +191,13 @@ class EmbeddingJobs:
         home.engine = self._make_engine(
             home.url, home.identity, home, JobObserver(self._observer, home.place, meter, home.heard), meter
         )
-        home.task = asyncio.create_task(home.engine.run(), name=f"engine {home.place}")
+        home.task = asyncio.create_task(_named(home.place, home.engine), name=f"engine {home.place}")
         home.task.add_done_callback(lambda task: self._ended(home, task))
         log.info("job_engine_started", database=home.place)
 
     def _ended(self, home: Home, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("job_engine_failed", database=home.place, message=_sentence(exc))
+            log.error("job_engine_failed", database=home.place, message=in_a_jobs_words(_sentence(exc)))
         home.heard(_NOTHING)
 
     async def _sweep(self, home: Home) -> None:
@@ -213,6 +219,8 @@ class EmbeddingJobs:
             if member is not None:
                 await scribe.write(member)
                 await self._mend(home, job, member, course)
+            else:
+                await scribe.waits(home.away())
             await pulse.wait()
 
     async def _mend(self, home: Home, job: Job, member: PipelineStatus, course: Course) -> None:
@@ -255,13 +263,20 @@ class EmbeddingJobs:
 
 
 class _Scribe:
-    """Writes into a job's row what its pipeline says, each thing once."""
+    """Writes into a job's row what its pipeline says: each thing once, but for why it waits."""
 
     def __init__(self, report: JobReport) -> None:
         self._report = report
         self._begun = False
         self._finished = False
         self._failure = ""
+        self._waits = ""
+
+    async def waits(self, reason: str) -> None:
+        """Say again and again why nothing is done: what is written of that goes by how long it lasts."""
+        if reason or self._waits:
+            self._waits = reason
+            await self._report.waits(reason)
 
     async def write(self, member: PipelineStatus) -> None:
         if member.state is PipelineState.ERROR:
@@ -270,7 +285,9 @@ class _Scribe:
                 await self._report.failed(member.reason)
             return
         if member.state not in AT_WORK:
+            await self.waits(member.reason)
             return
+        await self.waits("")
         if not self._begun:
             self._begun, self._failure = True, ""
             await self._report.started()
@@ -279,6 +296,12 @@ class _Scribe:
         elif member.state is not PipelineState.BACKFILLING and member.backfilled and not self._finished:
             self._finished = True
             await self._report.finished()
+
+
+async def _named(place: str, engine: RunningEngine) -> None:
+    """Run an engine whose every line in the log names its database: tasks and threads of the engine inherit that."""
+    structlog.contextvars.bind_contextvars(database=place)
+    await engine.run()
 
 
 def written_twice(job: Job, holder: str) -> PipelineFault:

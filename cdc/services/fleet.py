@@ -170,7 +170,8 @@ class Fleet:
                 raise want.fault
             followed = await self._registry.follow(want.name, choice, gate.dimension)
         except ModelUnknown as exc:
-            member.state, member.reason, member.retry_at = PipelineState.WAITING, str(exc), time.monotonic() + 1.0
+            said = f"{exc} {member.gate.trouble}" if member.gate is not None and member.gate.trouble else str(exc)
+            member.state, member.reason, member.retry_at = PipelineState.WAITING, said, time.monotonic() + 1.0
             member.unanswered = True
             return []
         except WalvecError as exc:

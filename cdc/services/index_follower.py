@@ -7,6 +7,7 @@ acknowledged. A search therefore sees a change within milliseconds, and the slot
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections import deque
@@ -96,8 +97,9 @@ class IndexFollower:
         self._new_reader = partial(ChangeReader, indexed, column, form, index)
         self._reader = self._new_reader(place)
         self._threads = [
-            threading.Thread(target=self._guarded, args=(turn,), name=f"walvec index {turn.__name__}", daemon=True)
-            for turn in (self._apply, self._sync)
+            # in the job's context: what is logged from there names the database, too
+            threading.Thread(target=contextvars.copy_context().run, args=(self._guarded, turn), name=name, daemon=True)
+            for turn, name in ((self._apply, "walvec index _apply"), (self._sync, "walvec index _sync"))
         ]
         for thread in self._threads:
             thread.start()

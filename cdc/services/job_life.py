@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
 
 import structlog
 
 from cdc.errors import ConfigError, Unavailable, WalvecError
 from cdc.flow.job_rows import Asked
-from cdc.flow.jobs import AWAY_S, LASTED_S, Course
-from cdc.jobs import Job, JobId, JobKind
+from cdc.flow.jobs import AWAY_S, LASTED_S
+from cdc.jobs import Job, JobKind
 from cdc.ports import JobReport, JobRunner
 from cdc.ports.books import Books
 from cdc.services.embedding_jobs import written_twice
+from cdc.services.job_member import Member, Told, in_a_jobs_words
 from cdc.services.tasks import end
 
 log = structlog.get_logger()
@@ -31,37 +31,6 @@ CLAIMED = (JobKind.EXTERNAL_INDEX, JobKind.AUTOTUNE)
 
 Resolve = Callable[[str], Awaitable[tuple[str, str]]]
 """``db_connection`` → (URL with its secrets, place). Raises ConfigError. Empty: the control database itself."""
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A job that the director knows of."""
-
-    id: JobId
-    asked: Asked | None = None
-    course: Course = field(default_factory=Course)
-    job: Job | None = None  # as it ran last
-    task: asyncio.Task[None] | None = None
-    clearing: bool = False  # the task clears away, which is not broken off
-    told_at: int = 0  # the look that was under way when the row was last written
-    conflict: JobId | None = None
-
-
-_WORDS = {
-    "WALVEC_DATABASE_URL": "db_connection",
-    "WALVEC_OPENAI_KEY": "api_token in runtime_params",
-    "WALVEC_COHERE_KEY": "api_token in runtime_params",
-    "WALVEC_OPENAI_URL": "base_url in runtime_params",
-    "WALVEC_MODEL ": "embedding_model ",
-}
-"""What a job's row has in the place of the consumer's settings."""
-
-
-def in_a_jobs_words(reason: str) -> str:
-    """Return ``reason`` with a job's columns in the place of settings."""
-    for setting, column in _WORDS.items():
-        reason = reason.replace(setting, column)
-    return reason
 
 
 class Life:
@@ -93,11 +62,15 @@ class Life:
         """Return what may be shown of a failure: one of our own is a sentence, of any other only the type is."""
         return self._clean(str(exc) if isinstance(exc, WalvecError) else type(exc).__name__)
 
+    def _told(self, exc: BaseException) -> str:
+        """Return the same in the words of a job's row."""
+        return self._clean(in_a_jobs_words(self.said(exc)))
+
     async def begin(self, member: Member, asked: Asked, before: asyncio.Task[None] | None, clearing: bool) -> None:
         """Run a job as its row has it now, after what ran of it before has ended."""
         await _ended(before, clearing)
         course, since = member.course, time.monotonic()
-        report = _Told(self._books.report(member.id, asked.kind), member, self._looks, self._clean)
+        report = Told(self._books.report(member.id, asked.kind), member, self._looks, self._clean)
         try:
             if asked.kind is JobKind.AUTOTUNE and asked.finished:  # edited: it is not done any more
                 await report.anew()
@@ -117,7 +90,8 @@ class Life:
             course.tries, course.retry_at = max(course.tries, 1), time.monotonic() + CLAIM_S
         except Unavailable as exc:
             course.failed(time.monotonic(), AWAY_S)
-            log.warning("job_waits", job=str(member.id), message=self.said(exc))
+            log.warning("job_waits", job=str(member.id), message=self._told(exc))
+            await report.waits(str(exc))
         except WalvecError as exc:
             await self._fail(member, report, str(exc))
         except Exception as exc:  # a bug in one job's code must not stop another's; its message may quote a row
@@ -152,6 +126,7 @@ class Life:
         claim = await self._books.claim(job.id) if job.kind in CLAIMED else None
         if claim is None and job.kind in CLAIMED:
             raise _Elsewhere
+        structlog.contextvars.bind_contextvars(database=job.place)  # of this task: whatever the runner logs says where
         log.info("job_started", job=str(job.id), database=job.place, kind=job.kind.value)
         if claim is None:
             await runner.run(job, report)
@@ -180,12 +155,13 @@ class Life:
             if ran:
                 log.info("job_canceled", job=str(member.id))
             member.job, course.digest = None, ""
+            member.goes_on()
             course.going()
         except Unavailable as exc:
             course.not_cleared(time.monotonic())
-            log.warning("job_not_cleared", job=str(member.id), message=self.said(exc))
+            log.warning("job_not_cleared", job=str(member.id), message=self._told(exc))
         except WalvecError as exc:  # its server, role or table is not there any more
-            log.warning("job_not_cleared", job=str(member.id), message=self.said(exc))
+            log.warning("job_not_cleared", job=str(member.id), message=self._told(exc))
         except Exception as exc:
             log.error("job_not_cleared", job=str(member.id), message=f"An unexpected fault: {type(exc).__name__}.")
 
@@ -206,51 +182,6 @@ class Life:
 
 class _Elsewhere(Exception):
     """Another daemon runs the job."""
-
-
-class _Told:
-    """A job's report that tells its course, too, and holds no secret. Implements :class:`cdc.ports.JobReport`."""
-
-    def __init__(
-        self, report: JobReport, member: Member, looks: Callable[[], int], clean: Callable[[str], str]
-    ) -> None:
-        self._report = report
-        self._member = member
-        self._looks = looks
-        self._clean = clean
-
-    def _wrote(self, **state: bool) -> None:
-        self._member.told_at = self._looks()
-        if self._member.asked is not None:
-            self._member.asked = replace(self._member.asked, **state)  # type: ignore[arg-type]
-
-    async def started(self) -> None:
-        await self._report.started()
-        self._member.course.told_failed = False
-        self._wrote(started=True, failed=False)
-
-    async def anew(self) -> None:
-        await self._report.anew()
-        self._wrote(started=False, finished=False)
-
-    async def progress(self, percent: int) -> None:
-        await self._report.progress(percent)
-
-    async def finished(self) -> None:
-        await self._report.finished()
-        self._member.course.going()
-        self._wrote(finished=True)
-
-    async def failed(self, reason: str) -> None:
-        await self._report.failed(self._clean(in_a_jobs_words(reason)))
-        self._wrote(failed=True)
-        self._member.course.told_failed = True
-
-    async def result(self, row: Mapping[str, object]) -> None:
-        await self._report.result(row)
-
-    async def forget_results(self) -> None:
-        await self._report.forget_results()
 
 
 def _moved(old: Job, new: Job) -> bool:

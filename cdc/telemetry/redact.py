@@ -33,12 +33,22 @@ _SERVER_FIELDS = re.compile(
 _COUNTS = (bool, int, float, type(None))
 
 
+def _wherever(secret: str) -> str:
+    r"""Return the pattern of a secret: anywhere, but a common word (``postgres``) is no part of another.
+
+    ``\n`` and its like, as ``repr`` writes them, end with a letter that is no part of the word behind it.
+    """
+    if not re.fullmatch(r"[A-Za-z]+", secret):
+        return re.escape(secret)
+    return rf"(?:(?<![^\W_])|(?<=\\[abfnrtv])){secret}(?![^\W_])"
+
+
 class Redactor:
     """Replaces secrets with ``***``.
 
     Args:
         secrets: Values known to be secret; those shorter than 4 characters would hide half of every message and are
-            left to the patterns.
+            left to the patterns. One of letters alone is hidden as a whole word only.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -52,7 +62,7 @@ class Redactor:
         if not new <= self._forms:
             self._forms = self._forms | new
             ordered = sorted(self._forms, key=len, reverse=True)  # a secret that contains another goes first
-            self._known = re.compile("|".join(map(re.escape, ordered)))
+            self._known = re.compile("|".join(map(_wherever, ordered)))
 
     def text(self, text: str) -> str:
         """Return ``text`` without secrets and without the fields in which PostgreSQL quotes rows."""

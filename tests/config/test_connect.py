@@ -15,7 +15,7 @@ from cdc.errors import (
     Unavailable,
     WalvecError,
 )
-from cdc.postgres.connect import REPLICATION, classify, connection_params, parse_dsn, redact_dsn
+from cdc.postgres.connect import REPLICATION, classify, connect_sync, connection_params, parse_dsn, redact_dsn
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,12 @@ def test_words_of_the_replication_protocol(state, line, kind):
     from cdc.postgres.connect import _classify_state
 
     assert type(_classify_state(state, line)) is kind
+
+
+def test_an_unknown_service_is_a_wrong_setting_and_no_server_that_is_away(monkeypatch, tmp_path):
+    for name in ("nowhere", "pg_service.conf"):
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / name))
+        if name != "nowhere":
+            (tmp_path / name).write_text("[other]\nhost=h\n")
+        with pytest.raises(ConfigError, match="WALVEC_DATABASE_URL"):
+            connect_sync(Where("service=nosuch"), "x")

@@ -53,6 +53,9 @@ class Report:
     async def failed(self, reason: str) -> None:
         self.events.append(f"failed: {reason}")
 
+    async def waits(self, reason: str) -> None:
+        raise AssertionError("an index job that waits says so by Unavailable")
+
     async def result(self, row: Mapping[str, object]) -> None:
         raise AssertionError("an index job has no results")
 

@@ -57,6 +57,35 @@ def table_there(db):
     return db.execute("SELECT to_regclass('walvec.embedding_generation_jobs')").fetchone()[0]
 
 
+def test_what_engines_log_names_their_database_and_none_hides_behind_another(database18, other18):
+    model = (
+        "('articles', 'body', 'v', 'm', 'openai', '{\"base_url\": \"http://127.0.0.1:9\"}')"  # nothing listens there
+    )
+    job = JOB.replace("runtime)", "runtime, runtime_params)").replace(
+        "('articles', 'body', 'v', 'hash-8', 'hash')", model
+    )
+    for database in (database18, other18):
+        fill(database)
+    with Daemon("", "--target-db", database18.url, other18.url, "--embeddings") as daemon:
+        for database in (database18, other18):
+            with database.connect() as db:
+                eventually(lambda db=db: table_there(db), why=daemon.log)
+                db.execute(job)
+        places = {f"127.0.0.1:{database18.cluster.port}/{one.name}" for one in (database18, other18)}
+        for event in ("engine_started", "table_added", "slot_streaming", "model_unavailable"):
+            said = eventually(
+                lambda event=event: len(found := named(daemon, event)) == 2 and found, 10, daemon.log[-3000:]
+            )
+            assert said == places, event
+        assert daemon.stop() == 0
+        assert named(daemon, "engine_stopped") == places
+        assert not [e for e in daemon.events if e["event"].startswith(("slot_", "pipeline_")) and not e.get("database")]
+
+
+def named(daemon, event):
+    return {e.get("database") for e in daemon.events if e["event"] == event}
+
+
 def test_the_registry_of_databases_is_followed(database18, other18):
     fill(other18)
     with database18.connect() as db, other18.connect() as target:

@@ -5,6 +5,7 @@ import contextlib
 from collections import defaultdict
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc.errors import ConfigError, PipelineFault, Unavailable
 from cdc.jobs import JobId, JobKind
@@ -41,6 +42,9 @@ class FakeReport:
 
     async def failed(self, reason):
         await self._write(**{f"{self.prefix}failed_at": "t", f"{self.prefix}failure_reason": reason})
+
+    async def waits(self, reason):
+        await self._write(**{f"{self.prefix}failure_reason": reason})
 
     async def result(self, row):
         raise AssertionError("no autotune here")
@@ -244,6 +248,34 @@ async def test_a_server_that_is_away_is_no_failure():
     async with directing(books, runner):
         await until(lambda: books.row(1).get("init_finished_at"))
         assert not any("init_failure_reason" in columns for _, columns in books.written)
+
+
+async def test_a_job_that_waits_says_why_at_once_and_in_its_row_once_that_has_lasted(monkeypatch):
+    monkeypatch.setattr("cdc.services.job_member.WAITS_S", 0.3)
+    monkeypatch.setattr("cdc.services.job_life.AWAY_S", 0.1)
+    books, runner = FakeBooks(), FakeRunner()
+    runner.faults[1] = [Unavailable(f"Away, {SECRET}.", "Correct WALVEC_DATABASE_URL.")] * 7
+    runner.faults[2] = [Unavailable("Away.")] * 2
+    runner.faults[3] = [Unavailable("Away.")] * 7
+    for id in (1, 2):
+        books.add(id)
+    books.add(3, init_started_at="t")
+    with capture_logs() as logs:
+        async with directing(books, runner) as director:
+            await until(lambda: "job" in director.check().message)
+            assert director.check().status == "warn"
+            await until(lambda: books.row(1).get("init_failure_reason"))
+            assert books.row(1)["init_failure_reason"] == "Away, ***. Correct db_connection."
+            assert "Away, ***. Correct db_connection." in director.check().message
+            assert not any("init_failed_at" in columns and columns["init_failed_at"] for _, columns in books.written)
+            assert director.counts()[("embedding_generation", "failed")] == 0
+            await until(lambda: all(books.row(id).get("init_finished_at") for id in (1, 2, 3)))
+            assert director.check().status == "ok"
+            assert [id for id, columns in books.written if columns.get("init_failure_reason")] == [1], (
+                "once, and no other"
+            )
+    said = [entry["message"] for entry in logs if entry["event"] == "job_waits" and "/1" in entry["job"]]
+    assert set(said) == {"Away, ***. Correct db_connection."}
 
 
 async def test_a_stale_look_does_not_bring_the_next_try_forward():

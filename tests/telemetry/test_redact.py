@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc.errors import ConfigError
+from cdc.postgres.connect import URL_SHAPE, parse_dsn, secrets_in
 from cdc.telemetry.redact import MASK, Redactor
 
 SECRET = "s3cr3t"
@@ -78,6 +80,36 @@ def test_known_secrets_go_in_any_shape():
         assert "ss" not in clean
         assert "rd" not in clean
     assert Redactor(["ab"]).text("about") == "about"
+
+
+def test_a_password_that_is_a_common_word_is_hidden_as_a_word_and_leaves_others_readable():
+    redactor = Redactor(["postgres", "walvec"])
+    for text in ("it was postgres!", "'postgres'", "db_postgres", "x:postgres@", r"'one\npostgres'", "postgres"):
+        assert "postgres" not in redactor.text(text), text
+    for text in ("postgresql://db:5432/shop", "the postgresql server", "WALVEC_DATABASE_URL", "walvecs"):
+        assert redactor.text(text) == text
+
+
+@pytest.mark.parametrize("secret", ["hunter2", "#word", "word!", "sk-word", "wörd", "1234567"])
+def test_any_other_secret_is_hidden_inside_of_words_too(secret):
+    for text in (f"x{secret}y", f"_{secret}_", f"\\n{secret}", f"1{secret}1"):
+        assert secret not in Redactor([secret]).text(text), text
+
+
+def test_what_a_url_shows_anyway_is_no_known_secret():
+    assert secrets_in(parse_dsn("postgresql://postgres:postgres@db/shop")) == []
+    assert secrets_in(parse_dsn("postgresql://ann:shop@db/shop?sslpassword=hunter2")) == ["hunter2"]
+    assert secrets_in(parse_dsn("postgresql://ann:hunter2@db/shop")) == ["hunter2"]
+    assert secrets_in(parse_dsn("host=db password=hunter2"), "hunter2") == []
+    text = Redactor().text("postgresql://postgres:postgres@db/shop and host=db password=postgres")
+    assert text == f"postgresql://{MASK}@db/shop and host=db password={MASK}"
+
+
+def test_how_a_url_is_written_can_be_read():
+    with pytest.raises(ConfigError) as caught:
+        parse_dsn("no such thing")
+    assert Redactor().text(str(caught.value)) == str(caught.value)
+    assert URL_SHAPE in str(caught.value)
 
 
 def test_row_values_in_server_messages_go():

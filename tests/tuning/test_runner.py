@@ -50,6 +50,9 @@ class Report:
     async def failed(self, reason: str) -> None:
         self.said.append(reason)
 
+    async def waits(self, reason: str) -> None:
+        raise AssertionError("an autotune job that waits says so by Unavailable")
+
     async def result(self, row: Mapping[str, object]) -> None:
         await asyncio.sleep(0.01)  # a control database answers when it answers: order and number must not depend on it
         self.said.append(row)

@@ -10,13 +10,32 @@ JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind IN ('r', 'p', 'v', 'f') AND a.attnum > 0
   AND NOT a.attisdropped
 
+-- name: rights_on_book
+-- What the role may do with a book: (role, table, the columns among those named that it may not write, whether it may
+-- read all); names are quoted as in SQL. No row: there is no such table.
+SELECT pg_catalog.quote_ident(current_user), pg_catalog.format('%%I.%%I', n.nspname, c.relname),
+       coalesce(array_agg(pg_catalog.quote_ident(a.attname) ORDER BY a.attnum)
+                FILTER (WHERE a.attname = ANY (%(columns)s::name[])
+                          AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE')), ARRAY[]::text[]),
+       bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT'))
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+GROUP BY c.oid, n.nspname, c.relname
+
 -- name: give_default
 ALTER TABLE {book} ALTER COLUMN {column} SET DEFAULT {value}
 
 -- name: stamp
--- Which tables the names mean now, and who can see what: a table that was dropped and made anew has another oid.
+-- Which tables the names mean now, with which columns, and who can see what: a table that was dropped and made anew has
+-- another oid.
 SELECT pg_catalog.pg_current_snapshot()::text,
-       (SELECT coalesce(string_agg(c.oid::text, ',' ORDER BY n.nspname, c.relname), '')
+       (SELECT coalesce(string_agg(
+                   c.oid::text || ' ' || (SELECT coalesce(string_agg(a.attname || ' ' || a.atttypid, ' ' ORDER BY a.attnum), '')
+                                          FROM pg_catalog.pg_attribute AS a
+                                          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+                   ',' ORDER BY n.nspname, c.relname), '')
         FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest(%(schemas)s::name[], %(tables)s::name[])))
 
