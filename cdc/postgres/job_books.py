@@ -14,8 +14,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import backoff_s
+from cdc.flow.jobs import control_digest
 from cdc.flow.snapshots import Snapshot
-from cdc.jobs import JobId, JobKind
+from cdc.jobs import NO_CONTROL, Control, JobId, JobKind
 from cdc.ports.books import BookName, Uncastable, Usage
 from cdc.postgres.connect import ConnectionSettings, classify, connection_params
 from cdc.postgres.job_claims import Claims, JobClaim
@@ -44,6 +45,8 @@ _NUMBER_TYPES: Final = ("int2", "int4", "int8")
 class _Book:
     name: BookName
     columns: frozenset[str] = frozenset()
+    control: Control = NO_CONTROL
+    without_id: int = 0  # rows, when they were last looked at
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -100,8 +103,12 @@ class PostgresBooks:
         await self._lent(self._check)
 
     async def _check(self, connection: Conn) -> None:
-        for book in self._books.values():
+        cursor = await connection.execute(bound("jobs", "identity"))
+        row = await cursor.fetchone()
+        assert row is not None
+        for table, book in self._books.items():
             book.columns = await self._columns_of(connection, book)
+            book.control = Control(row[2], control_digest(row[0], row[1], table))
         await self._beside.look(connection, self.place)
 
     async def _columns_of(self, connection: Conn, book: _Book) -> frozenset[str]:
@@ -115,6 +122,12 @@ class PostgresBooks:
         missing = [name for name in NEEDED[book.name.kind] if name not in found]
         if missing:
             raise ConfigError(f"{table} is no table of {book.name.kind.value} jobs: it has no column {missing[0]}.")
+        type, _ = found["id"]
+        if type not in _NUMBER_TYPES:
+            raise ConfigError(
+                f'The column "id" of {table} in {self.place} is of type {type}: jobs are known by whole numbers.',
+                "Make it an integer or bigint, such as bigserial.",
+            )
         type, needed = found.get("database_id", ("", False))
         if needed:
             await self._give_default(connection, book, type)
@@ -153,10 +166,18 @@ class PostgresBooks:
         rows: dict[JobId, tuple[JobKind, Mapping[str, Any]]] = {}
         for table, book in self._books.items():
             cursor = await connection.execute(query("jobs", "rows", book=book.identifier))
-            for (job,) in await cursor.fetchall():
-                rows[JobId(self.place, table, int(job["id"]))] = (book.name.kind, job)
+            found = [job for (job,) in await cursor.fetchall()]
+            known = [job for job in found if isinstance(job["id"], int)]  # an id that is no key may be NULL
+            rows |= {JobId(self.place, table, job["id"], book.control): (book.name.kind, job) for job in known}
+            self._tell_of_rows_without_id(book, len(found) - len(known))
         self._seen = Snapshot.parse(row[0])
         return rows
+
+    def _tell_of_rows_without_id(self, book: _Book, rows: int) -> None:
+        """Say once that rows are left out: they can be told neither from each other nor what became of them."""
+        if rows > book.without_id:
+            log.warning("job_rows_skipped", table=str(book.name.table), rows=rows, database=self.place)
+        book.without_id = rows
 
     def covers(self, xid: int) -> bool:
         """Tell whether the last :meth:`read` could see what transaction ``xid`` committed."""

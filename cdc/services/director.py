@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -83,10 +84,10 @@ class Director:
             self._heard.add(xid)
         self._wake.set()
 
-    def living(self) -> set[str]:
+    def living(self) -> set[JobId]:
         """Return the jobs that are to run here."""
         return {
-            str(member.id)
+            member.id
             for member in self.members.values()
             if member.asked is not None and not member.asked.canceled and member.asked.label == self._label
         }
@@ -178,19 +179,22 @@ class Director:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Read the books, and take for every job the step that is due."""
+        """Read the books, and take for every job the step that is due. What goes wrong is tried again in a second."""
         self._looks += 1
         began, heard = self._looks, frozenset(self._heard)
         try:
             rows = await self._books.read()
-        except WalvecError as exc:
+            self._heard -= {xid for xid in heard if self._books.covers(xid)}
+            self._take_all(rows, began)
+        except Exception as exc:  # whatever a table holds, jobs under way go on
             said = self._life.said(exc)
             if said != self.trouble:
                 log.error("jobs_unreadable", database=self.place, message=said)
             self.trouble = said
-            return
-        self.trouble = ""
-        self._heard -= {xid for xid in heard if self._books.covers(xid)}
+        else:
+            self.trouble = ""
+
+    def _take_all(self, rows: Mapping[JobId, tuple[JobKind, Mapping[str, Any]]], began: int) -> None:
         for id, (kind, row) in rows.items():
             member = self.members.setdefault(id, Member(id))
             asked = read(kind, row)
@@ -212,7 +216,7 @@ class Director:
             (member.id, asked.connection, asked.table, asked.spec.target_column)
             for member in sorted(self.members.values(), key=lambda member: (str(member.id.table), member.id.id))
             if (asked := member.asked) is not None
-            and str(member.id) in living
+            and member.id in living
             and asked.table is not None
             and isinstance(asked.spec, EmbeddingSpec)
         ]
@@ -251,7 +255,7 @@ class Director:
             await asyncio.sleep(USAGE_S)
             try:
                 await self._use()
-            except WalvecError as exc:
+            except Exception as exc:
                 log.warning("usage_not_written", database=self.place, message=self._life.said(exc))
 
     async def _use(self) -> None:
