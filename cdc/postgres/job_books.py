@@ -124,10 +124,7 @@ class PostgresBooks:
             raise ConfigError(f"{table} is no table of {book.name.kind.value} jobs: it has no column {missing[0]}.")
         type, _ = found["id"]
         if type not in _NUMBER_TYPES:
-            raise ConfigError(
-                f'The column "id" of {table} in {self.place} is of type {type}: jobs are known by whole numbers.',
-                "Make it an integer or bigint, such as bigserial.",
-            )
+            raise _no_number(table, self.place, type)
         type, needed = found.get("database_id", ("", False))
         if needed:
             await self._give_default(connection, book, type)
@@ -167,7 +164,9 @@ class PostgresBooks:
         for table, book in self._books.items():
             cursor = await connection.execute(query("jobs", "rows", book=book.identifier))
             found = [job for (job,) in await cursor.fetchall()]
-            known = [job for job in found if isinstance(job["id"], int)]  # an id that is no key may be NULL
+            known = [job for job in found if job["id"] is not None]  # one that is no key may be NULL
+            if any(not isinstance(job["id"], int) for job in known):  # the type was changed since it was checked
+                raise _no_number(table, self.place)
             rows |= {JobId(self.place, table, job["id"], book.control): (book.name.kind, job) for job in known}
             self._tell_of_rows_without_id(book, len(found) - len(known))
         self._seen = Snapshot.parse(row[0])
@@ -249,6 +248,15 @@ class PostgresBooks:
                 await asyncio.sleep(backoff_s(attempt))
             else:
                 return
+
+
+def _no_number(table: Table, place: str, type: str = "") -> ConfigError:
+    """Return what is said of a table whose ids are no whole numbers."""
+    what = f"is of type {type}" if type else "is no whole number any more"
+    return ConfigError(
+        f'The column "id" of {table} in {place} {what}: jobs are known by whole numbers.',
+        "Make it an integer or bigint, such as bigserial.",
+    )
 
 
 class BookReport:
