@@ -133,7 +133,7 @@ class Daemon:
         return [*([self._one[0]] if self._one is not None else []), *self._databases.directors()]
 
     def _living(self) -> set[str]:
-        return {job.owner for director in self.directors() for job in director.living()}
+        return set().union(*(director.owners() for director in self.directors()))
 
     async def _resolve(self, connection: str) -> tuple[str, str]:
         hosts = [host.strip() for host in self._settings.job_hosts.split(",") if host.strip()]

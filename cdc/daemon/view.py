@@ -137,7 +137,7 @@ class DaemonView:
         for director in self._directors():
             living = director.living()
             for member in director.members.values():
-                if member.id in living and (status := self._of(member)) is not None:
+                if str(member.id) in living and (status := self._of(member)) is not None:
                     found.append(status)
         return found
 

@@ -84,13 +84,20 @@ class Director:
             self._heard.add(xid)
         self._wake.set()
 
-    def living(self) -> set[JobId]:
-        """Return the jobs that are to run here."""
-        return {
+    def living(self) -> set[str]:
+        """Return the jobs that are to run here, as they are called among those of this control database."""
+        return {str(id) for id in self._living()}
+
+    def owners(self) -> set[str]:
+        """Return the same as target databases know them (:attr:`cdc.jobs.JobId.owner`)."""
+        return {id.owner for id in self._living()}
+
+    def _living(self) -> list[JobId]:
+        return [
             member.id
             for member in self.members.values()
             if member.asked is not None and not member.asked.canceled and member.asked.label == self._label
-        }
+        ]
 
     def counts(self) -> Counter[tuple[str, str]]:
         """Return how many jobs there are, by (kind, state)."""
@@ -216,7 +223,7 @@ class Director:
             (member.id, asked.connection, asked.table, asked.spec.target_column)
             for member in sorted(self.members.values(), key=lambda member: (str(member.id.table), member.id.id))
             if (asked := member.asked) is not None
-            and member.id in living
+            and str(member.id) in living
             and asked.table is not None
             and isinstance(asked.spec, EmbeddingSpec)
         ]

@@ -57,7 +57,7 @@ def test_an_id_that_becomes_no_number_while_the_daemon_runs_stops_no_job_that_ru
         jobs.until(jobs.add(), "init_finished_at")
         jobs.db.execute("ALTER TABLE embedding_generation_jobs ALTER id DROP DEFAULT, ALTER id TYPE text")
         jobs.db.execute("UPDATE embedding_generation_jobs SET updated_at = now()")
-        assert "no whole number any more" in daemon.wait_for("jobs_unreadable")["message"]
+        assert 'The column "id"' in daemon.wait_for("jobs_unreadable")["message"]
         jobs.db.execute("INSERT INTO articles (body) VALUES ('new')")
         eventually(lambda: jobs.missing() == 0, why=daemon.log[-3000:])
         jobs.db.execute("ALTER TABLE embedding_generation_jobs ALTER id TYPE int USING id::int")
