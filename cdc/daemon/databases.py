@@ -17,13 +17,17 @@ from cdc.flow.disposition import backoff_s
 from cdc.ports.books import BookName
 from cdc.postgres.job_registry import COLUMN, Databases, find_books
 from cdc.postgres.job_usage import Extras
-from cdc.services.director import Director
+from cdc.services.director import UNREAD, Director
+from cdc.services.tasks import end
 from cdc.telemetry import logs
 
 log = structlog.get_logger()
 
 AGAIN_S: Final = 5.0
 """The longest pause before a database that could not be served is tried again."""
+
+LOOK_S: Final = 5.0
+"""The longest that a database which is named no more is waited for, where its jobs have not been read yet."""
 
 
 class Directing(Protocol):
@@ -179,14 +183,23 @@ class OwnTables:
     def _is_waited_for(self, identity: str) -> bool:
         return any(served.identity == identity and served.waits for served in self._served.values())
 
+    @staticmethod
+    async def _first_look(served: _Served) -> None:
+        """Let a director that has only begun read its jobs: what it does not know of it cannot clear away."""
+        for _ in range(int(LOOK_S / 0.05)):
+            director = served.director
+            if director is None or not served.identity or served.waits or director.trouble != UNREAD:
+                return
+            await asyncio.sleep(0.05)
+
     async def _remove(self, connection: str) -> None:
         """Serve a database no more: its slot must not keep its WAL, unless it is named another way, too."""
         served = self._served.pop(connection)
         if served.director is not None:
+            await self._first_look(served)
             served.director.stop()
         if served.task is not None:
-            served.task.cancel()
-            await asyncio.gather(served.task, return_exceptions=True)
+            await end([served.task])
         if served.director is not None:
             self._leaving.add(served.identity)
             try:

@@ -34,6 +34,9 @@ log = structlog.get_logger()
 LONG_S = 0.05
 """A look that took longer is followed by a pause of the same length."""
 
+UNREAD = "it has not been read yet"
+"""The trouble of a director that has only begun."""
+
 USAGE_S = 1.0
 """Seconds between notes of what jobs used."""
 
@@ -60,7 +63,7 @@ class Director:
         clean: Callable[[str], str],
     ) -> None:
         self.members: dict[JobId, Member] = {}
-        self.trouble = "it has not been read yet"
+        self.trouble = UNREAD
         self._books = books
         self._label = label
         self._meter = meter
