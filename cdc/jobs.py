@@ -37,15 +37,41 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """Which table of jobs a job is a row of, the same from wherever that table's database is reached.
+
+    ``database`` is what the database is called, for people; ``digest`` tells the table from every other on any server.
+    """
+
+    database: str = ""
+    digest: str = ""
+
+
+NO_CONTROL: Final = Control()
+
+
+@dataclass(frozen=True, slots=True)
 class JobId:
-    """Which row of which book: ``database`` is the control database as people read it, without a secret."""
+    """Which row of which book: ``database`` is the control database as people read it, without a secret.
+
+    ``database`` depends on how that is reached from here, and ids begin at 1 in every book: what is stored in a target
+    database, and compared by several daemons, is :attr:`owner`.
+    """
 
     database: str
     table: Table
     id: int
+    control: Control = NO_CONTROL
 
     def __str__(self) -> str:
         return f"{self.table}/{self.id}"
+
+    @property
+    def owner(self) -> str:
+        """The job as its target database knows it: no other job of any control database is called so."""
+        return (
+            f"{self} of database {self.control.database} ({self.control.digest})" if self.control.digest else f"{self}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ import structlog
 
 from cdc import app
 from cdc.config import Settings
+from cdc.daemon.databases import OwnTables
 from cdc.daemon.plan import Plan
 from cdc.daemon.view import DaemonView
-from cdc.errors import ConfigError, Unavailable, WalvecError
+from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import backoff_s
 from cdc.flow.jobs import publication_name, slot_name
 from cdc.job_models import JobModels
@@ -24,7 +25,7 @@ from cdc.postgres.declared import by_rows
 from cdc.postgres.job_address import resolve
 from cdc.postgres.job_books import PostgresBooks
 from cdc.postgres.job_feed import JobFeed
-from cdc.postgres.job_registry import Databases, ensure_own_tables, find_books
+from cdc.postgres.job_registry import ensure_own_tables
 from cdc.postgres.job_targets import PostgresTargets
 from cdc.postgres.job_usage import Extras
 from cdc.rows import Table
@@ -37,9 +38,6 @@ from cdc.telemetry import logs
 from cdc.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
-
-AGAIN_S = 5.0
-"""The longest pause before a target database that could not be served is tried again."""
 
 
 class _Chooser:
@@ -71,7 +69,7 @@ class Daemon:
         environ: Mapping[str, str],
         publish: Callable[[EngineStatus], None] | None = None,
     ) -> None:
-        name = publication_name(plan.label)
+        name = publication_name(plan.label, "")
         self._settings = replace(settings, slot=name, publication=name)
         self._plan = plan
         self._metrics = metrics
@@ -80,24 +78,31 @@ class Daemon:
         self._models = JobModels(settings, environ)
         self._meter = JobMeter()
         self._stopping = asyncio.Event()
-        self._served: dict[str, tuple[Director, asyncio.Task[None]]] = {}
+        self._one: tuple[Director, asyncio.Task[None]] | None = None
         self._embedding = EmbeddingJobs(
             PostgresTargets(self._target), _Chooser(self._models), self._engine, metrics, self._meter, self._living
         )
-        self.view = DaemonView(self._target, self._embedding, self.directors, logs.clean)
+        self._databases = OwnTables(plan, self, self._stopping)
+        self.view = DaemonView(self._target, self._embedding, self.directors, logs.clean, self._databases.troubles)
         self._runners = self._make_runners()
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _at(self, url: str) -> Settings:
+    def at(self, url: str) -> Settings:
+        """Return the settings of the database at ``url``."""
         return replace(self._settings, database_url=url)
 
-    def _target(self, url: str, identity: str) -> Settings:
-        """Return the settings of a target database: its oid is the second part of its identity."""
-        return replace(self._at(url), slot=slot_name(self._plan.label, int(identity.partition("/")[2])))
+    def _target(self, url: str, identity: str, control: str) -> Settings:
+        """Return the settings of a target database for a control's jobs: its oid is the second part of its identity."""
+        label, oid = self._plan.label, int(identity.partition("/")[2])
+        slot, publication = slot_name(label, control, oid), publication_name(label, control)
+        return replace(self.at(url), slot=slot, publication=publication)
 
-    def _engine(self, url: str, identity: str, models: Models, observer: Observer, failures: Failures) -> Engine:
-        return app.make_engine(self._target(url, identity), models, observer, declared=by_rows, failures=failures)
+    def _engine(
+        self, url: str, identity: str, control: str, models: Models, observer: Observer, failures: Failures
+    ) -> Engine:
+        settings = self._target(url, identity, control)
+        return app.make_engine(settings, models, observer, declared=by_rows, failures=failures)
 
     def _make_runners(self) -> dict[JobKind, JobRunner]:
         runners: dict[JobKind, JobRunner] = {}
@@ -125,10 +130,10 @@ class Daemon:
 
     def directors(self) -> list[Director]:
         """Return the directors of now."""
-        return [director for director, _ in list(self._served.values())]
+        return [*([self._one[0]] if self._one is not None else []), *self._databases.directors()]
 
     def _living(self) -> set[str]:
-        return set().union(*(director.living() for director in self.directors()))
+        return set().union(*(director.owners() for director in self.directors()))
 
     async def _resolve(self, connection: str) -> tuple[str, str]:
         hosts = [host.strip() for host in self._settings.job_hosts.split(",") if host.strip()]
@@ -136,9 +141,17 @@ class Daemon:
         logs.hide(address.secrets)
         return address.url, address.place
 
-    async def _own(self, connection: str) -> tuple[str, str]:
-        """Resolve what the daemon itself was given: the allow-list is for jobs."""
-        address = await asyncio.to_thread(resolve, connection, {**self._environ}, [])
+    async def own(self, connection: str, called: str) -> tuple[str, str]:
+        """Return URL and place of what the daemon itself was given as ``called``: the allow-list is for jobs.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        try:
+            address = await asyncio.to_thread(resolve, connection, self._environ, [])
+        except ConfigError as exc:
+            message = exc.message.replace("The job's db_connection", called).replace("db_connection", called)
+            raise ConfigError(message, exc.remedy.replace("db_connection", called)) from None
         logs.hide(address.secrets)
         return address.url, address.place
 
@@ -148,8 +161,12 @@ class Daemon:
         """End :meth:`run`: work in flight is finished and acknowledged."""
         self._stopping.set()
         self._stop_indexes()
-        for director in self.directors():
-            director.stop()
+        self._stop_directors()
+
+    def _stop_directors(self) -> None:
+        if self._one is not None:
+            self._one[0].stop()
+        self._databases.stop()
 
     async def run(self) -> None:
         """Run the jobs until stopped.
@@ -164,7 +181,7 @@ class Daemon:
             if self._plan.uri:
                 await self._run_one()
             else:
-                databases = asyncio.create_task(self._follow_databases(), name="databases")
+                databases = asyncio.create_task(self._databases.follow(), name="databases")
                 stopping = asyncio.create_task(self._stopping.wait())
                 await asyncio.wait((databases, stopping), return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
@@ -176,13 +193,13 @@ class Daemon:
         log.info("daemon_stopped")
 
     async def _run_one(self) -> None:
-        url, place = await self._own(self._plan.uri)
-        own = await self._patiently(lambda: ensure_own_tables(self._at(url)))
+        url, place = await self.own(self._plan.uri, "--uri")
+        own = await self._patiently(lambda: ensure_own_tables(self.at(url)))
         schemas = (*self._plan.schemas, self._settings.schema)
         results = self._plan.results or (Table(self._settings.schema, "autotune_results") if own else None)
-        director = self._director(url, place, self._plan.books, Extras(results, schemas))
-        task = asyncio.create_task(self._direct(director, url, self._plan.books), name=f"director {place}")
-        self._served[place] = (director, task)
+        director = self.director(url, place, self._plan.books, Extras(results, schemas))
+        task = asyncio.create_task(self.direct(director, url, self._plan.books), name=f"director {place}")
+        self._one = (director, task)
         await task
 
     async def _patiently(self, work: Callable[[], bool]) -> bool:
@@ -198,18 +215,21 @@ class Daemon:
                 await asyncio.wait_for(self._stopping.wait(), backoff_s(attempt))
         return False
 
-    async def _direct(self, director: Director, url: str, books: Sequence[BookName]) -> None:
+    async def direct(self, director: Director, url: str, books: Sequence[BookName]) -> None:
+        """Run a director until it is stopped."""
         structlog.contextvars.bind_contextvars(database=director.place)  # of this task, and of those that it starts
         tables = [book.table for book in books]
         if self._stopping.is_set():
             return
         await director.run(lambda changed: JobFeed(url, tables, changed))
 
-    def _director(self, url: str, place: str, books: Sequence[BookName], extras: Extras) -> Director:
+    def director(self, url: str, place: str, books: Sequence[BookName], extras: Extras) -> Director:
+        """Return a director of the books in one database."""
+
         async def where(connection: str) -> tuple[str, str]:
             return await self._resolve(connection) if connection else (url, place)
 
-        store = PostgresBooks(self._at(url), place, books, extras)
+        store = PostgresBooks(self.at(url), place, books, extras)
         return Director(store, self._runners, where, self._plan.label, self._meter, logs.clean)
 
     def _stop_indexes(self) -> None:
@@ -217,10 +237,10 @@ class Daemon:
             self.view.indexes.stop()
 
     async def _wind_up(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._stopping.set()
         self._stop_indexes()
-        for director in self.directors():
-            director.stop()
-        ends = [task for _, task in self._served.values()]
+        self._stop_directors()
+        ends = [*([self._one[1]] if self._one is not None else []), *self._databases.tasks()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *ends, return_exceptions=True)
@@ -228,65 +248,3 @@ class Daemon:
         for director in self.directors():
             await director.close()
         await self._models.close()
-
-    # -- databases with tables of jobs of their own -----------------------------------------------------------------
-
-    async def _follow_databases(self) -> None:
-        """Serve the databases that are named, and those of the registry as it changes."""
-        for target in self._plan.targets:
-            await self._add(target)
-        if self._plan.master is None:
-            await asyncio.Event().wait()
-            return
-        url, _ = await self._own(self._plan.master[0])
-        registry = Databases(self._at(url), self._plan.master[1])
-        async for wanted in registry.follow():
-            named = {*wanted, *self._plan.targets}
-            for gone in [connection for connection in self._served if connection not in named]:
-                await self._remove(gone)
-            for connection in sorted(named - self._served.keys()):
-                await self._add(connection)
-
-    async def _add(self, connection: str) -> None:
-        if connection in self._served:
-            return
-        try:
-            url, place = await self._own(connection)
-        except ConfigError as exc:
-            log.error("database_refused", message=logs.clean(str(exc)))
-            self.view.troubles["a database of the registry"] = logs.clean(str(exc))
-            return
-        schema = self._plan.schema or self._settings.schema
-        director = self._director(url, place, (), Extras())
-        task = asyncio.create_task(self._serve(connection, url, place, schema), name=f"director {place}")
-        self._served[connection] = (director, task)
-        log.info("database_added", database=place)
-
-    async def _serve(self, connection: str, url: str, place: str, schema: str) -> None:
-        """Direct the jobs of one target database. Whatever is wrong with it is said, and tried again."""
-        attempt = 0
-        while not self._stopping.is_set():
-            attempt += 1
-            try:
-                books, results = await asyncio.to_thread(find_books, self._at(url), schema, self._plan.kinds)
-                extras = Extras(results, (schema, self._settings.schema))
-                director = self._director(url, place, books, extras)
-                self._served[connection] = (director, self._served[connection][1])
-                self.view.troubles.pop(place, None)
-                await self._direct(director, url, books)
-                return
-            except WalvecError as exc:
-                self.view.troubles[place] = logs.clean(str(exc))
-                log.error("database_refused", database=place, message=logs.clean(str(exc)))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff_s(attempt, first=0.5, most=AGAIN_S))
-
-    async def _remove(self, connection: str) -> None:
-        """Serve a database no more. It is not ours any longer: its slot must not keep its WAL."""
-        director, task = self._served.pop(connection)
-        director.stop()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await director.close(discard=True)
-        self.view.troubles.pop(director.place, None)
-        log.info("database_removed", database=director.place)

@@ -31,21 +31,23 @@ class DaemonView:
     """Implements :class:`cdc.ports.EngineView`.
 
     Args:
-        settings: Those of the target database at a URL, given its identity.
+        settings: Those of the target database at a URL, given its identity and the control's digest.
         embedding: The engines.
         directors: Returns the directors of now.
         clean: Takes secrets out of a sentence.
+        troubles: Databases that are not served: by connection string, (a name for people, why).
     """
 
     def __init__(
         self,
-        settings: Callable[[str, str], Settings],
+        settings: Callable[[str, str, str], Settings],
         embedding: EmbeddingJobs,
         directors: Callable[[], Sequence[Director]],
         clean: Callable[[str], str],
+        troubles: Mapping[str, tuple[str, str]],
     ) -> None:
         self.indexes: IndexSearch | None = None
-        self.troubles: dict[str, str] = {}  # databases that are not served, and why
+        self._troubles = troubles
         self._settings = settings
         self._embedding = embedding
         self._directors = directors
@@ -89,14 +91,16 @@ class DaemonView:
             raise UnknownPipeline(f'There is no pipeline "{pipeline}".', f"Pipelines: {', '.join(self._names())}.")
         if vector is None:
             vector = self._embedded(name, home, query or "")
-        settings = self._settings(home.url, home.identity)
+        settings = self._settings(home.url, home.identity, home.control)
         with connect_sync(settings, "search") as conn:
             return nearest(conn, searchable(conn, settings.schema, name), vector, k, filter, ef)
 
     def sync(self, timeout_s: float) -> bool:
         """Wait until all that was committed before the call, on every database, is settled and can be found."""
         deadline = time.monotonic() + timeout_s
-        waiting = [Sync(self._settings(home.url, home.identity), lambda _: None) for home in self._running()]
+        waiting = [
+            Sync(self._settings(home.url, home.identity, home.control), lambda _: None) for home in self._running()
+        ]
         indexes = IndexWait(self.indexes, self._directors) if self.indexes is not None else None
         settled = all(one.wait(max(0.0, deadline - time.monotonic())) for one in waiting)
         return settled and (indexes is None or indexes.wait(deadline))
@@ -119,7 +123,7 @@ class DaemonView:
             if home.engine is not None
         ]
         checks = [director.check() for director in self._directors()]
-        checks += [HealthCheck(f"database {place}", "warn", why) for place, why in self.troubles.items()]
+        checks += [HealthCheck(f"database {name}", "warn", why) for name, why in self._troubles.values()]
         read = any(not director.trouble for director in self._directors())
         checks.insert(0, HealthCheck("database", "ok" if read or not checks else "error", _first_trouble(checks)))
         return merged(parts, self._others(), checks)
@@ -165,7 +169,8 @@ class DaemonView:
 
     def _slot_reason(self, member: Member) -> str:
         job = member.job
-        homes = [home for home in self._embedding.homes.values() if job is not None and home.place == job.place]
+        wanted = (job.place, member.id.control.digest) if job is not None else None
+        homes = [home for home in self._embedding.homes.values() if (home.place, home.control) == wanted]
         return next((home.engine.status().slot.reason for home in homes if home.engine is not None), "")
 
     # -- finding a pipeline -----------------------------------------------------------------------------------------

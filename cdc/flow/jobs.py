@@ -102,22 +102,40 @@ def decide(asked: Asked | None, label: str, course: Course, now: float) -> Step:
     return Step.START
 
 
-def publication_name(label: str) -> str:
-    """Return the name of the publication of the embedding jobs with ``label``, within a slot name's rules."""
-    if not label:
-        return "walvec_jobs"
-    plain = re.sub(r"[^a-z0-9_]", "_", label.lower())
-    if plain == label and len(plain) <= 30:
-        return f"walvec_jobs_{plain}"
-    return f"walvec_jobs_{plain[:30]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+def control_digest(server: str, database: int, table: Table) -> str:
+    """Return what tells a table of jobs from every other: eight hexadecimal digits.
+
+    Args:
+        server: The identifier of the control database's server.
+        database: The oid of the control database.
+        table: The table of jobs. Two tables of one database are two controls: a daemon reads one of them.
+    """
+    return _digest(f"{server}/{database}\0{table}")
 
 
-def slot_name(label: str, database: int) -> str:
-    """Return the name of the slot of the embedding jobs with ``label`` in a database, which its oid stands for.
+def publication_name(label: str, control: str) -> str:
+    """Return the name of the publication of a control's embedding jobs with ``label``, within a slot name's rules.
+
+    Daemons over different tables of jobs must not meet in one: each would end the pipelines that it does not know of.
+    """
+    return "_".join(("walvec_jobs", *([_plain(label)] if label else ()), *([control] if control else ())))
+
+
+def slot_name(label: str, control: str, database: int) -> str:
+    """Return the name of the slot of a control's embedding jobs with ``label`` in a database, for which its oid stands.
 
     Slots belong to one database each, and their names to the whole server.
     """
-    return f"{publication_name(label)}_{database}"
+    return f"{publication_name(label, control)}_{database}"
+
+
+def _plain(label: str) -> str:
+    plain = re.sub(r"[^a-z0-9_]", "_", label.lower())
+    return plain if plain == label and len(plain) <= 29 else f"{plain[:20]}_{_digest(label)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def conflicts(wanted: Iterable[tuple[T, str, Table, str]]) -> dict[T, T]:

@@ -122,16 +122,16 @@ class Targets(Protocol):
         """Make or adapt the job's pipeline. Raises as :meth:`identity`, and PipelineFault: the table will not do."""
         ...
 
-    async def detach(self, url: str, pipeline: str, job: str) -> None:
-        """Detach a pipeline of this daemon's slot; one that belongs to another job than ``job`` stays."""
+    async def detach(self, url: str, control: str, pipeline: str, owner: str) -> None:
+        """Detach a pipeline of the slot that this daemon has for a control; one that another job owns stays."""
         ...
 
-    async def attached(self, url: str) -> Mapping[str, str]:
-        """Return the attached pipelines of this daemon's slot, each with its job."""
+    async def attached(self, url: str, control: str) -> Mapping[str, str]:
+        """Return the attached pipelines of that slot, each with its owner (:attr:`cdc.jobs.JobId.owner`)."""
         ...
 
-    async def release(self, url: str) -> None:
-        """Drop the slot and the publication: no pipeline is attached any more. Raises Unavailable while it is held."""
+    async def release(self, url: str, control: str) -> None:
+        """Drop that slot and its publication: no pipeline is attached any more. Raises Unavailable while it is held."""
         ...
 
 

@@ -15,8 +15,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from cdc.errors import ConfigError, Unavailable
 from cdc.flow.disposition import backoff_s
+from cdc.flow.jobs import control_digest
 from cdc.flow.snapshots import Snapshot
-from cdc.jobs import JobId, JobKind
+from cdc.jobs import NO_CONTROL, Control, JobId, JobKind
 from cdc.ports.books import BookName, Uncastable, Usage
 from cdc.postgres.connect import ConnectionSettings, classify, connection_params
 from cdc.postgres.job_claims import Claims, JobClaim
@@ -46,6 +47,8 @@ _NUMBER_TYPES: Final = ("int2", "int4", "int8")
 class _Book:
     name: BookName
     columns: frozenset[str] = frozenset()
+    control: Control = NO_CONTROL
+    without_id: int = 0  # rows, when they were last looked at
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -102,9 +105,13 @@ class PostgresBooks:
         await self._lent(self._check)
 
     async def _check(self, connection: Conn) -> None:
-        for book in self._books.values():
+        cursor = await connection.execute(bound("jobs", "identity"))
+        row = await cursor.fetchone()
+        assert row is not None
+        for table, book in self._books.items():
             book.columns = await self._columns_of(connection, book)
             await self._check_rights(connection, book)
+            book.control = Control(row[2], control_digest(row[0], row[1], table))
         await self._beside.look(connection, self.place)
 
     async def _columns_of(self, connection: Conn, book: _Book) -> frozenset[str]:
@@ -118,6 +125,9 @@ class PostgresBooks:
         missing = [name for name in NEEDED[book.name.kind] if name not in found]
         if missing:
             raise ConfigError(f"{table} is no table of {book.name.kind.value} jobs: it has no column {missing[0]}.")
+        type, _ = found["id"]
+        if type not in _NUMBER_TYPES:
+            raise _no_number(table, self.place, type)
         type, needed = found.get("database_id", ("", False))
         if needed:
             await self._give_default(connection, book, type)
@@ -173,10 +183,20 @@ class PostgresBooks:
         rows: dict[JobId, tuple[JobKind, Mapping[str, Any]]] = {}
         for table, book in self._books.items():
             cursor = await connection.execute(query("jobs", "rows", book=book.identifier))
-            for (job,) in await cursor.fetchall():
-                rows[JobId(self.place, table, int(job["id"]))] = (book.name.kind, job)
+            found = [job for (job,) in await cursor.fetchall()]
+            known = [job for job in found if job["id"] is not None]  # one that is no key may be NULL
+            if any(not isinstance(job["id"], int) for job in known):  # the type was changed since it was checked
+                raise _no_number(table, self.place)
+            rows |= {JobId(self.place, table, job["id"], book.control): (book.name.kind, job) for job in known}
+            self._tell_of_rows_without_id(book, len(found) - len(known))
         self._seen = Snapshot.parse(row[0])
         return rows
+
+    def _tell_of_rows_without_id(self, book: _Book, rows: int) -> None:
+        """Say once that rows are left out: they can be told neither from each other nor what became of them."""
+        if rows > book.without_id:
+            log.warning("job_rows_skipped", table=str(book.name.table), rows=rows, database=self.place)
+        book.without_id = rows
 
     def covers(self, xid: int) -> bool:
         """Tell whether the last :meth:`read` could see what transaction ``xid`` committed."""
@@ -275,3 +295,12 @@ def _update(book: _Book, changes: Mapping[str, sql.Composable], only: str) -> sq
     assignments = sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(n), v) for n, v in known.items())
     condition = sql.SQL("AND {} IS NULL").format(sql.Identifier(only)) if only in book.columns else sql.SQL("")
     return bound("jobs", "write", book=book.identifier, changes=assignments, only=condition)
+
+
+def _no_number(table: Table, place: str, type: str = "") -> ConfigError:
+    """Return what is said of a table whose ids are no whole numbers."""
+    what = f"is of type {type}" if type else "is no whole number any more"
+    return ConfigError(
+        f'The column "id" of {table} in {place} {what}: jobs are known by whole numbers.',
+        "Make it an integer or bigint, such as bigserial.",
+    )

@@ -36,7 +36,7 @@ _KINDS_SINCE = 2
 
 @dataclass(frozen=True, slots=True)
 class JobPipeline:
-    """A pipeline that a job asks for. ``name`` is ``schema.table.column``; ``job`` is the job's id, for people.
+    """A pipeline that a job asks for. ``name`` is ``schema.table.column``; ``job`` is :attr:`cdc.jobs.JobId.owner`.
 
     ``value_type`` is the type that a completion's answers are cast to; empty: what the column is, else text.
     """
@@ -203,7 +203,7 @@ def _store(conn: Conn, settings: SetupSettings, wanted: JobPipeline) -> str:
     ):
         raise ConfigError(f'There is a pipeline "{wanted.name}" already, which is no job\'s.')
     if attached and job != wanted.job:
-        raise ConfigError(f"Column {column} of {wanted.source} is written by job {job} already.")
+        raise _taken(wanted, settings, job, slot)
     before = (slot, kind, set(texts), value_type)
     changed = before != (settings.slot, str(wanted.kind), set(wanted.text_columns), wanted.value_type)
     if changed or not attached:
@@ -213,6 +213,17 @@ def _store(conn: Conn, settings: SetupSettings, wanted: JobPipeline) -> str:
     if (job, runtime) != (wanted.job, wanted.runtime):
         conn.execute(_statement(settings, "label"), params)
     return "unchanged"
+
+
+def _taken(wanted: JobPipeline, settings: SetupSettings, job: str, slot: str) -> ConfigError:
+    """Return what is said where another job writes the column; it may be one of a control that is gone for good."""
+    remedy = "Cancel that one first, or name another dst_column."
+    if slot != settings.slot:
+        drop = sql.SQL("SELECT pg_drop_replication_slot({slot});").format(slot=slot).as_string(None)
+        detach = sql.SQL("UPDATE {schema}.pipelines SET attached = false WHERE slot = {slot};")
+        detach_text = detach.format(schema=sql.Identifier(settings.schema), slot=slot).as_string(None)
+        remedy += f" If no daemon will ever run that one again: {drop} {detach_text}"
+    return ConfigError(f"Column {wanted.target_column} of {wanted.source} is written by job {job} already.", remedy)
 
 
 def _one(conn: Conn, settings: SetupSettings, name: str, params: dict[str, Any]) -> TupleRow | None:

@@ -50,8 +50,12 @@ def ensure_own_tables(settings: SetupSettings) -> bool:
     return True
 
 
-def find_books(settings: SetupSettings, schema: str, kinds: Collection[JobKind]) -> tuple[list[BookName], Table | None]:
-    """Return the tables of jobs of ``kinds`` in a schema, and the one of results. Makes the control schema first.
+def find_books(
+    settings: SetupSettings, schema: str, kinds: Collection[JobKind]
+) -> tuple[list[BookName], Table | None, str]:
+    """Return the tables of jobs of ``kinds`` in a schema, the one of results, and what tells the database from others.
+
+    Makes the control schema first.
 
     Raises:
         ConfigError: there is none.
@@ -68,7 +72,9 @@ def find_books(settings: SetupSettings, schema: str, kinds: Collection[JobKind])
             raise ConfigError(
                 f'The schema "{schema}" of {connection.info.dbname} has no table of jobs.', "Correct --schema."
             )
-    return found, results
+        row = connection.execute(bound("jobs", "identity")).fetchone()
+        assert row is not None
+    return found, results, f"{row[0]}/{row[1]}"
 
 
 def _first(connection: psycopg.Connection[TupleRow], schema: str, names: Sequence[str]) -> Table | None:

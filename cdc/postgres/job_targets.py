@@ -32,16 +32,16 @@ class PostgresTargets:
     """Implements :class:`cdc.ports.books.Targets`.
 
     Args:
-        settings: Those of the target database at a URL, given its identity.
+        settings: Those of the target database at a URL, given its identity and the control's digest.
     """
 
-    def __init__(self, settings: Callable[[str, str], SetupSettings]) -> None:
+    def __init__(self, settings: Callable[[str, str, str], SetupSettings]) -> None:
         self._settings = settings
         self._identities: dict[str, str] = {}  # by URL
 
-    def settings(self, url: str) -> SetupSettings:
-        """Return the settings of the database at ``url``."""
-        return self._settings(url, self._identities.get(url, "/0"))
+    def settings(self, url: str, control: str = "") -> SetupSettings:
+        """Return the settings of the database at ``url`` for a control's jobs."""
+        return self._settings(url, self._identities.get(url, "/0"), control)
 
     async def identity(self, url: str) -> str:
         """Return what tells the database at ``url`` from every other."""
@@ -67,34 +67,35 @@ class PostgresTargets:
         wanted = JobPipeline(
             name=job.pipeline,
             kind=job.kind.value,
-            job=str(job.id),
+            job=job.id.owner,
             source=job.table,
             text_columns=(spec.source_column,),
             target_column=spec.target_column,
             runtime=spec.runtime,
             value_type=spec.column_type,
         )
-        await self._with(url, lambda connection: ensure_job_pipeline(connection, self.settings(url), wanted))
+        settings = self.settings(url, job.id.control.digest)
+        await self._with(url, lambda connection: ensure_job_pipeline(connection, settings, wanted))
 
-    async def detach(self, url: str, pipeline: str, job: str) -> None:
-        """Detach a pipeline of this daemon's slot, unless it belongs to another job by now."""
+    async def detach(self, url: str, control: str, pipeline: str, owner: str) -> None:
+        """Detach a pipeline of a control's slot, unless it belongs to another job by now."""
 
         def leave(connection: psycopg.Connection[TupleRow]) -> None:
-            settings = self.settings(url)
+            settings = self.settings(url, control)
             holder, attached = job_pipelines(connection, settings).get(pipeline, ("", False))
-            if attached and holder == job:
+            if attached and holder == owner:
                 detach_job_pipeline(connection, settings, pipeline)
 
         await self._with(url, leave)
 
-    async def attached(self, url: str) -> Mapping[str, str]:
-        """Return the attached pipelines of this daemon's slot, each with its job."""
-        found = await self._with(url, lambda connection: job_pipelines(connection, self.settings(url)))
-        return {name: job for name, (job, attached) in found.items() if attached}
+    async def attached(self, url: str, control: str) -> Mapping[str, str]:
+        """Return the attached pipelines of a control's slot, each with its owner."""
+        found = await self._with(url, lambda connection: job_pipelines(connection, self.settings(url, control)))
+        return {name: owner for name, (owner, attached) in found.items() if attached}
 
-    async def release(self, url: str) -> None:
-        """Drop the slot and the publication."""
-        await self._with(url, lambda connection: release_jobs(connection, self.settings(url)))
+    async def release(self, url: str, control: str) -> None:
+        """Drop a control's slot and publication."""
+        await self._with(url, lambda connection: release_jobs(connection, self.settings(url, control)))
 
     async def _with(self, url: str, work: Callable[[psycopg.Connection[TupleRow]], T]) -> T:
         """Run ``work`` in a thread. Whoever is cancelled meanwhile waits for its end, unless it has not begun.

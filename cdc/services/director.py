@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -34,6 +35,9 @@ log = structlog.get_logger()
 
 LONG_S = 0.05
 """A look that took longer is followed by a pause of the same length."""
+
+UNREAD = "it has not been read yet"
+"""The trouble of a director that has only begun."""
 
 USAGE_S = 1.0
 """Seconds between notes of what jobs used."""
@@ -61,7 +65,7 @@ class Director:
         clean: Callable[[str], str],
     ) -> None:
         self.members: dict[JobId, Member] = {}
-        self.trouble = "it has not been read yet"
+        self.trouble = UNREAD
         self._books = books
         self._label = label
         self._meter = meter
@@ -86,12 +90,19 @@ class Director:
         self._wake.set()
 
     def living(self) -> set[str]:
-        """Return the jobs that are to run here."""
-        return {
-            str(member.id)
+        """Return the jobs that are to run here, as they are called among those of this control database."""
+        return {str(id) for id in self._living()}
+
+    def owners(self) -> set[str]:
+        """Return the same as target databases know them (:attr:`cdc.jobs.JobId.owner`)."""
+        return {id.owner for id in self._living()}
+
+    def _living(self) -> list[JobId]:
+        return [
+            member.id
             for member in self.members.values()
             if member.asked is not None and not member.asked.canceled and member.asked.label == self._label
-        }
+        ]
 
     def counts(self) -> Counter[tuple[str, str]]:
         """Return how many jobs there are, by (kind, state)."""
@@ -185,19 +196,22 @@ class Director:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Read the books, and take for every job the step that is due."""
+        """Read the books, and take for every job the step that is due. What goes wrong is tried again in a second."""
         self._looks += 1
         began, heard = self._looks, frozenset(self._heard)
         try:
             rows = await self._books.read()
-        except WalvecError as exc:
+            self._heard -= {xid for xid in heard if self._books.covers(xid)}
+            self._take_all(rows, began)
+        except Exception as exc:  # whatever a table holds, jobs under way go on
             said = self._life.said(exc)
             if said != self.trouble:
                 log.error("jobs_unreadable", database=self.place, message=said)
             self.trouble = said
-            return
-        self.trouble = ""
-        self._heard -= {xid for xid in heard if self._books.covers(xid)}
+        else:
+            self.trouble = ""
+
+    def _take_all(self, rows: Mapping[JobId, tuple[JobKind, Mapping[str, Any]]], began: int) -> None:
         for id, (kind, row) in rows.items():
             member = self.members.setdefault(id, Member(id))
             asked = read(kind, row)
@@ -262,7 +276,7 @@ class Director:
             await asyncio.sleep(USAGE_S)
             try:
                 await self._use()
-            except WalvecError as exc:
+            except Exception as exc:
                 log.warning("usage_not_written", database=self.place, message=self._life.said(exc))
 
     async def _use(self) -> None:

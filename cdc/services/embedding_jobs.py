@@ -1,8 +1,9 @@
 """Embedding and completion jobs: one engine per target database, a pipeline per job.
 
-All jobs of one database share its engine, and the slot is their lease: a second daemon with the same label stands by
-with an engine of its own, and says nothing in the jobs' rows until it holds the slot. A job that fails leaves the
-engine and the other jobs alone; an engine that fails is made anew with its jobs' next tries.
+All jobs of one database that are rows of one table share an engine, and the slot is their lease: a second daemon over
+that table with the same label stands by with an engine of its own, and says nothing in the jobs' rows until it holds
+the slot. Jobs of another table have an engine and a slot of their own. A job that fails leaves the engine and the other
+jobs alone; an engine that fails is made anew with its jobs' next tries.
 """
 
 from __future__ import annotations
@@ -51,19 +52,21 @@ class RunningEngine(Protocol):
         ...
 
 
-MakeEngine = Callable[[str, str, Models, Observer, Failures], RunningEngine]
-"""(the target's URL, its identity, models, observer, who hears of rows set aside) → an engine for its jobs."""
+MakeEngine = Callable[[str, str, str, Models, Observer, Failures], RunningEngine]
+"""(the target's URL, its identity, the control's digest, models, observer, who hears of rows set aside) → an engine."""
 
 
 @dataclass(slots=True, eq=False)
 class Home:
-    """One target database. Implements :class:`cdc.ports.Models` for its engine.
+    """One target database of one control's jobs. Implements :class:`cdc.ports.Models` for its engine.
 
-    ``url`` is the one that the engine uses: that of the job which came first. Its role is lent to no job that could do
-    more with it than write what it may by itself. ``choices`` are the pipelines' models, or why there is none.
+    ``control`` is the digest of the table of jobs (:class:`cdc.jobs.Control`). ``url`` is the one that the engine uses:
+    that of the job which came first. Its role is lent to no job that could do more with it than write what it may by
+    itself. ``choices`` are the pipelines' models, or why there is none.
     """
 
     identity: str
+    control: str
     url: str = field(repr=False)
     place: str
     choices: dict[str, ModelChoice | WalvecError] = field(default_factory=dict)
@@ -129,7 +132,7 @@ class EmbeddingJobs:
         make_engine: Makes an engine for one database.
         observer: Told what happens, with the place before each pipeline's name.
         meter: Told what jobs use.
-        living: The jobs (``str(JobId)``) that are to run here now: pipelines of others are detached.
+        living: The jobs (:attr:`cdc.jobs.JobId.owner`) that are to run here now: pipelines of others are detached.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class EmbeddingJobs:
         meter: JobMeter,
         living: Callable[[], set[str]],
     ) -> None:
-        self.homes: dict[str, Home] = {}
+        self.homes: dict[tuple[str, str], Home] = {}  # by the target's identity and the control
         self._targets = targets
         self._models = models
         self._make_engine = make_engine
@@ -162,7 +165,8 @@ class EmbeddingJobs:
 
     async def _home(self, job: Job) -> Home:
         identity = await self._targets.identity(job.url)
-        return self.homes.setdefault(identity, Home(identity, job.url, job.place))
+        control = job.id.control.digest
+        return self.homes.setdefault((identity, control), Home(identity, control, job.url, job.place))
 
     async def _settle_in(self, home: Home, job: Job) -> None:
         assert isinstance(job.spec, EmbeddingSpec)
@@ -189,7 +193,12 @@ class EmbeddingJobs:
     def _start(self, home: Home) -> None:
         meter = self._meter.of(lambda pipeline: home.jobs.get(pipeline))
         home.engine = self._make_engine(
-            home.url, home.identity, home, JobObserver(self._observer, home.place, meter, home.heard), meter
+            home.url,
+            home.identity,
+            home.control,
+            home,
+            JobObserver(self._observer, home.place, meter, home.heard),
+            meter,
         )
         home.task = asyncio.create_task(_named(home.place, home.engine), name=f"engine {home.place}")
         home.task.add_done_callback(lambda task: self._ended(home, task))
@@ -203,9 +212,9 @@ class EmbeddingJobs:
     async def _sweep(self, home: Home) -> None:
         """Detach pipelines of jobs that were canceled or deleted while no daemon ran."""
         living = self._living()
-        for pipeline, job in (await self._targets.attached(home.url)).items():
-            if job not in living:
-                await self._targets.detach(home.url, pipeline, job)
+        for pipeline, owner in (await self._targets.attached(home.url, home.control)).items():
+            if owner not in living:
+                await self._targets.detach(home.url, home.control, pipeline, owner)
 
     # -- watching ---------------------------------------------------------------------------------------------------
 
@@ -247,14 +256,14 @@ class EmbeddingJobs:
         async with home.turn:
             holder = home.jobs.get(job.pipeline)
             if holder is None or holder.id == job.id:
-                await self._targets.detach(home.url, job.pipeline, str(job.id))
+                await self._targets.detach(home.url, home.control, job.pipeline, job.id.owner)
                 home.choices.pop(job.pipeline, None)
             if not home.jobs:
                 await self._sweep(home)
-            if home.jobs or await self._targets.attached(home.url):
+            if home.jobs or await self._targets.attached(home.url, home.control):
                 return
             await home.stop()
-            await self._targets.release(home.url)
+            await self._targets.release(home.url, home.control)
             log.info("job_engine_released", database=home.place)
 
     async def close(self) -> None:

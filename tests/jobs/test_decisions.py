@@ -3,7 +3,7 @@
 import pytest
 
 from cdc.flow.job_rows import read
-from cdc.flow.jobs import Course, Step, conflicts, decide, slot_name
+from cdc.flow.jobs import Course, Step, conflicts, control_digest, decide, slot_name
 from cdc.jobs import JobKind, JobState
 from cdc.rows import Table
 
@@ -215,9 +215,18 @@ def test_of_two_jobs_that_write_one_column_the_later_gives_way():
 
 @pytest.mark.parametrize("label", ["", "gpu", "GPU", "a b", "x" * 80, "ä", "a-b", "a_b"])
 def test_slot_names_are_valid_and_distinct(label):
-    name = slot_name(label, 4294967295)
+    name = slot_name(label, "0123abcd", 4294967295)
     assert name == name.lower()
     assert len(name) <= 63
     assert name.replace("_", "").isalnum()
-    others = {slot_name(other, 5) for other in ("", "gpu", "GPU", "a b", "x" * 80, "x" * 81, "ä", "a-b", "a_b")}
-    assert len(others) == 9
+    labels = ("", "gpu", "GPU", "a b", "x" * 80, "x" * 81, "ä", "a-b", "a_b", "x" * 29, "x" * 30)
+    controls = [control_digest("7", 5, Table("public", name)) for name in ("jobs", "others")]
+    assert len({slot_name(other, control, 5) for other in labels for control in controls}) == 22
+
+
+def test_a_control_is_a_table_of_one_database_of_one_server():
+    jobs = Table("public", "jobs")
+    same = control_digest("7", 5, jobs)
+    assert same == control_digest("7", 5, jobs)
+    others = {control_digest("8", 5, jobs), control_digest("7", 6, jobs), control_digest("7", 5, Table("w", "jobs"))}
+    assert len(others - {same}) == 3

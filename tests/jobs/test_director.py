@@ -193,6 +193,21 @@ async def test_a_commit_that_is_heard_of_is_looked_for_until_it_is_visible():
         assert books.reads == reads, "it looks no longer"
 
 
+async def test_an_unexpected_fault_of_reading_is_told_and_tried_again_while_jobs_go_on():
+    books, runner = FakeBooks(), FakeRunner()
+    books.add(1)
+    async with directing(books, runner) as director:
+        await until(lambda: runner.running)
+        books.fault = TypeError(SECRET)
+        director.changed(None)
+        await until(lambda: director.trouble == "TypeError")
+        assert director.check().status == "error"
+        assert runner.running
+        books.fault = None
+        books.add(2)
+        await until(lambda: len(runner.running) == 2 and not director.trouble)
+
+
 async def test_failures_are_said_without_secrets_and_stop_nobody_else():
     books, runner = FakeBooks(), FakeRunner()
     runner.faults[1] = [PipelineFault(f"No such thing as {SECRET}.")]

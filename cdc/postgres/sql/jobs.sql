@@ -1,12 +1,18 @@
 -- Books: tables of jobs in a control database. {book} is one of them.
 
 -- name: columns
--- A book's columns: name, type, whether an INSERT must give it a value. No row: there is no such table.
-SELECT a.attname::text, t.typname::text, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS needed
+-- A book's columns: name, the base type under any domain, whether an INSERT must give it a value. No row: there is no
+-- such table.
+SELECT a.attname::text,
+       (WITH RECURSIVE base (oid) AS (
+            SELECT a.atttypid
+            UNION ALL
+            SELECT t.typbasetype FROM base JOIN pg_catalog.pg_type AS t ON t.oid = base.oid WHERE t.typtype = 'd')
+        SELECT t.typname::text FROM base JOIN pg_catalog.pg_type AS t ON t.oid = base.oid WHERE t.typtype <> 'd'),
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS needed
 FROM pg_catalog.pg_attribute AS a
 JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind IN ('r', 'p', 'v', 'f') AND a.attnum > 0
   AND NOT a.attisdropped
 
@@ -83,7 +89,7 @@ SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(%(name)s, 0))
 -- name: identity
 -- Which database this is, whatever it is called from here: the server's identifier and the database's oid; and which
 -- privileges of replication the role has.
-SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), d.oid::bigint
+SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), d.oid::bigint, d.datname::text
 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()
 
 -- name: publication_members
