@@ -101,7 +101,7 @@ class IndexRunner(IndexAnswers):
             self._rest(job.id)
             await self._leave(job.id)
             raise
-        except PipelineFault:
+        except (PipelineFault, ConfigError):
             # Only a person can mend it: until then neither WAL nor the table's own writes may suffer for it.
             await self._give_up(job, self._source(job, spec))
             raise
@@ -161,7 +161,10 @@ class IndexRunner(IndexAnswers):
             timer.cancel()
 
     async def _give_up(self, job: Job, source: IndexSource) -> None:
-        """Remove all that is kept for a job that has failed; what cannot be removed now, the next try removes."""
+        """Remove all that is kept for a job that has failed.
+
+        Where the server cannot be asked, slot and files stay: together they are an index, once it can be reached again.
+        """
         await self._forget(job.id)
         try:
             for left in reversed(range(_RELEASES)):
@@ -174,6 +177,7 @@ class IndexRunner(IndexAnswers):
                     await asyncio.sleep(_LOOK_S)
         except WalvecError as exc:
             log.warning("job_not_cleared", job=str(job.id), message=str(exc))
+            return
         await asyncio.to_thread(folder_of(self._root, job).remove)
 
     async def _forget(self, id: JobId) -> None:
