@@ -139,8 +139,10 @@ def test_a_table_with_jobs_is_altered_once_it_has_left_their_publication_and_com
         jobs.until(id, "init_finished_at")
         with pytest.raises(psycopg.Error, match="publication"):
             jobs.db.execute("ALTER TABLE articles ALTER id TYPE bigint")
+        published = "SELECT pubname FROM pg_publication_tables WHERE tablename = 'articles'"
+        (publication,) = jobs.db.execute(published).fetchone()
         with jobs.db.transaction():
-            jobs.db.execute("ALTER PUBLICATION walvec_jobs DROP TABLE articles")
+            jobs.db.execute(f"ALTER PUBLICATION {publication} DROP TABLE articles")
             jobs.db.execute("ALTER TABLE articles ALTER id TYPE bigint, ADD subtitle text")
             jobs.db.execute("INSERT INTO articles (body) VALUES ('meanwhile')")
         says = eventually(lambda: (row := jobs.row(id))["init_failed_at"] and row["init_failure_reason"])
@@ -151,6 +153,5 @@ def test_a_table_with_jobs_is_altered_once_it_has_left_their_publication_and_com
         jobs.db.execute("INSERT INTO articles (body) VALUES ('afterwards')")
         eventually(lambda: jobs.missing() == 0, 30, daemon.log[-3000:])
         eventually(lambda: jobs.row(id)["init_failed_at"] is None)
-        published = "SELECT FROM pg_publication_tables WHERE pubname = 'walvec_jobs' AND tablename = 'articles'"
-        assert jobs.db.execute(published).rowcount == 1
+        assert jobs.db.execute(published).fetchall() == [(publication,)]
         assert daemon.stop() == 0
