@@ -8,11 +8,12 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, PipelineFault, Unavailable
+from cdc.errors import PipelineFault
 from cdc.flow.vectorformat import VectorFormat
 from cdc.jobs import IndexSpec, Job
 from cdc.ports.indexes import Indexed
 from cdc.postgres.queries import bound
+from cdc.postgres.server import check_server
 from cdc.rows import Column, Table
 
 Conn = psycopg.Connection[TupleRow]
@@ -30,7 +31,7 @@ def look(conn: Conn, job: Job, spec: IndexSpec) -> Indexed:
         Unavailable: the server is a standby.
     """
     table, column = job.table, spec.column
-    _check_server(conn)
+    check_server(conn)
     names = {"schema": table.schema, "table": table.name, "column": column}
     row = conn.execute(bound("external_index", "column"), names).fetchone()
     if row is None:
@@ -67,22 +68,6 @@ def _key(conn: Conn, table: Table, found: list[Any]) -> tuple[Column, ...]:
     if unseen:
         raise PipelineFault(f"Key column {unseen[0]} of {table} is generated, and not in the WAL before PostgreSQL 18.")
     return tuple(Column(*each) for *each, _, _ in found)
-
-
-def _check_server(conn: Conn) -> None:
-    row = conn.execute(bound("registry", "server")).fetchone()
-    wal_level, encoding, recovering = row if row else ("", "", False)
-    if conn.info.server_version < 140000:
-        raise ConfigError(f"The server is PostgreSQL {conn.info.server_version // 10000}; walvec needs 14 or newer.")
-    if recovering:
-        raise Unavailable("The server is a standby; walvec follows the primary.", "Point the job's connection at it.")
-    if wal_level != "logical":
-        raise ConfigError(
-            f"The server's wal_level is {wal_level}; logical replication needs logical.",
-            "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.",
-        )
-    if encoding != "UTF8":
-        raise ConfigError(f"The database's encoding is {encoding}; walvec needs a UTF8 database.")
 
 
 def _check_table(table: Table, kind: str, persistence: str, identity: str) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 import psycopg
 from psycopg.rows import TupleRow
 
-from cdc.errors import ConfigError, Fenced, PublicationMissing, SlotInUse, SlotLost, Unavailable
+from cdc.errors import Fenced, PublicationMissing, SlotInUse, SlotLost
 from cdc.lsn import format_lsn, parse_lsn
 from cdc.ports import SlotView
 from cdc.postgres import control, setup
 from cdc.postgres.catalog import Publication
 from cdc.postgres.connect import classify, connect_sync
 from cdc.postgres.queries import bound
+from cdc.postgres.server import check_server
 from cdc.postgres.session import ControlSession
 
 OUT_OF_BAND = "the slot was moved or made anew by somebody else"
@@ -42,7 +43,7 @@ class PostgresSlotKeeper:
     def _prepare(self) -> None:
         with connect_sync(self._control.settings, "setup") as connection:
             try:
-                _check_server(connection)
+                check_server(connection)
                 control.ensure(connection, self._control.settings.schema)
                 if self._control.settings.vector_type != "real[]":
                     setup.ensure_vector(connection)
@@ -147,26 +148,6 @@ class PostgresSlotKeeper:
         if row is None:
             raise PublicationMissing(f'The publication "{name}" does not exist.')
         return Publication(*row)
-
-
-def _check_server(connection: psycopg.Connection[TupleRow]) -> None:
-    info = connection.info
-    if info.server_version < 140000:
-        raise ConfigError(f"The server is PostgreSQL {info.server_version // 10000}; walvec needs 14 or newer.")
-    row = connection.execute(bound("registry", "server")).fetchone()
-    wal_level, encoding, recovering = row if row else ("", "", False)
-    if recovering:
-        raise Unavailable("The server is a standby; walvec follows the primary.", "Point WALVEC_DATABASE_URL at it.")
-    if wal_level != "logical":
-        raise ConfigError(
-            f"The server's wal_level is {wal_level}; logical replication needs logical.",
-            "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL.",
-        )
-    if encoding != "UTF8":
-        raise ConfigError(
-            f"The database's encoding is {encoding}; walvec hashes text as UTF-8 and needs a UTF8 database.",
-            "Create the database with ENCODING 'UTF8'.",
-        )
 
 
 def _slot_view(row: TupleRow | None) -> SlotView:

@@ -119,11 +119,6 @@ class IndexFollower:
         """The position up to which all commits can be found by a search."""
         return self._applied
 
-    def wait_applied(self, lsn: int, timeout_s: float) -> bool:
-        """Wait until all commits below ``lsn`` can be found; False when time ran out."""
-        with self._applied_now:
-            return self._applied_now.wait_for(lambda: self._applied >= lsn, timeout_s)
-
     def behind(self) -> tuple[int, float]:
         """Return how many changes wait, and when the oldest was committed (seconds since the epoch; 0: none waits)."""
         return self.meter.waiting, self.meter.oldest

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
+from cdc.testing.cluster import Cluster
 from cdc.testing.daemon import Daemon
 from cdc.testing.database import Database
 
@@ -154,3 +156,11 @@ class Jobs:
 def jobs(database18: Database) -> Any:
     with database18.connect() as connection:
         yield Jobs(database18, connection)
+
+
+@pytest.fixture
+def other18(pg18: Cluster) -> Iterator[Database]:
+    """A second database of the server that ``jobs`` are on."""
+    database = pg18.create_database(f"t_{secrets.token_hex(6)}")
+    yield database
+    database.drop()

@@ -1,7 +1,6 @@
 """What is wrong with one table of jobs, one row or one row of the registry: it is said, and it stops nothing else."""
 
 import json
-import secrets
 
 import pytest
 
@@ -9,13 +8,6 @@ from cdc.testing.daemon import Daemon
 from tests.jobs.conftest import eventually
 from tests.jobs.test_controls import OWN_JOB, done
 from tests.jobs.test_databases import ask
-
-
-@pytest.fixture
-def other18(pg18):
-    database = pg18.create_database(f"t_{secrets.token_hex(6)}")
-    yield database
-    database.drop()
 
 
 def test_a_table_of_jobs_whose_id_is_no_number_is_refused_with_exit_status_2(jobs):

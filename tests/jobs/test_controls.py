@@ -14,13 +14,6 @@ OWN_JOB = (
 
 
 @pytest.fixture
-def other18(pg18):
-    database = pg18.create_database(f"t_{secrets.token_hex(6)}")
-    yield database
-    database.drop()
-
-
-@pytest.fixture
 def target18(pg18):
     database = pg18.create_database(f"t_{secrets.token_hex(6)}")
     with database.connect() as db:

@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 
 import psycopg
-import pytest
 
 from cdc.testing.cluster import Cluster
 from cdc.testing.daemon import Daemon
@@ -17,13 +16,6 @@ JOB = (
     'INSERT INTO walvec.embedding_generation_jobs ("table", src_column, dst_column, embedding_model, runtime) '
     "VALUES ('articles', 'body', 'v', 'hash-8', 'hash') RETURNING id"
 )
-
-
-@pytest.fixture
-def other18(pg18):
-    database = pg18.create_database(f"t_{secrets.token_hex(6)}")
-    yield database
-    database.drop()
 
 
 def fill(database):
